@@ -1,0 +1,157 @@
+"""Losses of one sample, with the constants that theorems about them ask for.
+
+A loss ``l(z, y)`` takes the network's outputs ``z`` of one sample, shape ``(k_d,)``, and its target
+``y``. The risk is the mean over samples (see :mod:`alignjax.problems`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from alignjax._validation import as_callable, describe
+
+__all__ = [
+    "Loss",
+    "as_loss",
+    "cross_entropy",
+    "exponential",
+    "logistic",
+    "squared",
+]
+
+Targets = Literal["signs", "classes", "values"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss ``l(z, y)`` of one sample, and what is known about it.
+
+    Attributes:
+        value: ``(z (k_d,), y) -> scalar``.
+        name: what messages and figures call it.
+        targets: what ``y`` is: ``"signs"`` (-1 or +1, one output), ``"classes"`` (an id from 0 to
+            ``k_d - 1``) or ``"values"`` (anything the function takes).
+        smoothness: the Lipschitz constant of the gradient in ``z``, or None where there is none.
+        lipschitz: the Lipschitz constant of the loss in ``z``, or None where there is none.
+        derivative: ``(z, y) -> (k_d,)``, by hand where it is cheaper or safer than autodiff.
+        log_value: ``(z, y) -> log l(z, y)``, exact also where ``l`` underflows; None means
+            ``log(value)``.
+    """
+
+    value: Callable[[Any, Any], Any]
+    name: str = "custom"
+    targets: Targets = "values"
+    smoothness: float | None = None
+    lipschitz: float | None = None
+    derivative: Callable[[Any, Any], Any] | None = None
+    log_value: Callable[[Any, Any], Any] | None = None
+
+    def values(self, outputs: Float[Array, "n k_d"], targets: Array) -> Float[Array, " n"]:
+        """The losses of all samples, shape ``(n,)``."""
+        return jax.vmap(self.value)(outputs, targets)
+
+    def derivatives(self, outputs: Float[Array, "n k_d"], targets: Array) -> Float[Array, "n k_d"]:
+        """The gradients in the outputs of all samples, shape ``(n, k_d)``."""
+        derivative = jax.grad(self.value) if self.derivative is None else self.derivative
+        return jax.vmap(derivative)(outputs, targets)
+
+    def log_values(self, outputs: Float[Array, "n k_d"], targets: Array) -> Float[Array, " n"]:
+        """The logarithms of the losses of all samples, shape ``(n,)``."""
+        if self.log_value is None:
+            return jnp.log(self.values(outputs, targets))
+        return jax.vmap(self.log_value)(outputs, targets)
+
+
+def _logistic_log(z: Array, y: Array) -> Array:
+    margin = y * z[0]
+    # Beyond a margin of 40, log1p(exp(-m)) is exp(-m) to the last bit of float64, and the exponential
+    # itself would underflow; the inner `where` keeps the unused branch's derivative finite.
+    large = margin > 40
+    safe = jnp.where(large, 0.0, margin)
+    return jnp.where(large, -margin, jnp.log(jax.nn.softplus(-safe)))
+
+
+def _cross_entropy_excess(z: Array, y: Array) -> Array:
+    """``log sum_{j != y} exp(z_j - z_y)``, so that the loss is the softplus of it."""
+    others = jnp.where(jnp.arange(z.shape[0]) == y, -jnp.inf, z - z[y])
+    return jax.nn.logsumexp(others)
+
+
+def _cross_entropy_log(z: Array, y: Array) -> Array:
+    return _logistic_log(-_cross_entropy_excess(z, y)[None], jnp.ones((), z.dtype))
+
+
+def _cross_entropy_derivative(z: Array, y: Array) -> Array:
+    p = jax.nn.softmax(z)
+    others = jnp.where(jnp.arange(z.shape[0]) == y, 0.0, p)
+    # 1 - p_y is the sum of the others: the difference would round to 0 for confident outputs.
+    return jnp.where(jnp.arange(z.shape[0]) == y, -others.sum(), p)
+
+
+squared = Loss(
+    lambda z, y: 0.5 * jnp.sum((z - y) ** 2),
+    name="squared",
+    smoothness=1.0,
+    derivative=lambda z, y: z - y,
+)
+"""``1/2 ||z - y||^2``: 1-smooth, not Lipschitz."""
+
+logistic = Loss(
+    lambda z, y: jax.nn.softplus(-y * z[0]),
+    name="logistic",
+    targets="signs",
+    smoothness=0.25,
+    lipschitz=1.0,
+    derivative=lambda z, y: -y * jax.nn.sigmoid(-y * z),
+    log_value=_logistic_log,
+)
+"""``ln(1 + exp(-y z))``: 1/4-smooth, 1-Lipschitz. Source: Ji & Telgarsky 2019, section 1.1."""
+
+exponential = Loss(
+    lambda z, y: jnp.exp(-y * z[0]),
+    name="exponential",
+    targets="signs",
+    derivative=lambda z, y: -y * jnp.exp(-y * z),
+    log_value=lambda z, y: -y * z[0],
+)
+"""``exp(-y z)``: neither smooth nor Lipschitz. Source: Ji & Telgarsky 2019, section 1.1."""
+
+cross_entropy = Loss(
+    lambda z, y: jax.nn.softplus(_cross_entropy_excess(z, y)),
+    name="cross_entropy",
+    targets="classes",
+    smoothness=0.5,
+    lipschitz=2**0.5,
+    derivative=_cross_entropy_derivative,
+    log_value=_cross_entropy_log,
+)
+"""``log sum_j exp(z_j) - z_y``: the Hessian ``diag(p) - p p^T`` is at most 1/2."""
+
+_BY_NAME = {loss.name: loss for loss in (squared, logistic, exponential, cross_entropy)}
+
+
+def as_loss(loss: str | Loss | Callable[[Any, Any], Any]) -> Loss:
+    """The loss of that name, the loss itself, or a callable wrapped as one.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for what is neither a name, a :class:`Loss` nor callable.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if isinstance(loss, str):
+        if loss not in _BY_NAME:
+            raise ValueError(f"loss must be one of {sorted(_BY_NAME)} or a callable, got {loss!r}")
+        return _BY_NAME[loss]
+    if not callable(loss):
+        raise TypeError(
+            f"loss must be a name, an alignjax.losses.Loss or a callable (outputs, target) -> "
+            f"scalar, got {describe(loss)}"
+        )
+    return Loss(as_callable(loss, "loss"), name=getattr(loss, "__name__", "custom"))

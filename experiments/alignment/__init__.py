@@ -1,0 +1,1 @@
+"""Experiments on Radhakrishnan et al. 2020, alignment in deep linear networks."""

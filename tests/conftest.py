@@ -1,0 +1,24 @@
+"""Fixtures that several test files share. The settings of a run are in the root `conftest.py`."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data; without it a test is skipped, visibly."""
+    folder = os.environ.get("ALIGNJAX_DATA_DIR")
+    if not folder:
+        pytest.skip("needs real data: set ALIGNJAX_DATA_DIR")
+    return Path(folder)
+
+
+@pytest.fixture
+def mnist_dir(data_dir: Path) -> Path:
+    """The folder with MNIST's four files."""
+    folder = data_dir / "mnist"
+    if not folder.is_dir():
+        pytest.skip("needs MNIST: ALIGNJAX_DATA_DIR has no folder mnist")
+    return folder
