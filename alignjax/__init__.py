@@ -2,9 +2,58 @@
 
 from __future__ import annotations
 
-from alignjax import linalg, losses
+from alignjax import datasets, engines, initializers, linalg, losses, metrics, theory
+from alignjax.bases import NotAlignedError
+from alignjax.descent import gradient_descent, optimizer_descent
 from alignjax.linalg import end_to_end
+from alignjax.moments import Moments, accumulate
+from alignjax.problems import (
+    autoencoding,
+    classification,
+    factorization,
+    from_moments,
+    gradient,
+    inversion,
+    regression,
+    risk,
+    risk_and_gradient,
+    sensing,
+)
+from alignjax.reduced import expand, reduce, reduced_descent
+from alignjax.trajectory import Status, Trajectory, every, log_steps
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "end_to_end", "linalg", "losses"]
+__all__ = [
+    "Moments",
+    "NotAlignedError",
+    "Status",
+    "Trajectory",
+    "__version__",
+    "accumulate",
+    "autoencoding",
+    "classification",
+    "datasets",
+    "end_to_end",
+    "engines",
+    "every",
+    "expand",
+    "factorization",
+    "from_moments",
+    "gradient",
+    "gradient_descent",
+    "initializers",
+    "inversion",
+    "linalg",
+    "log_steps",
+    "losses",
+    "metrics",
+    "optimizer_descent",
+    "reduce",
+    "reduced_descent",
+    "regression",
+    "risk",
+    "risk_and_gradient",
+    "sensing",
+    "theory",
+]

@@ -50,6 +50,7 @@ def as_raw(value: Any, name: str) -> jax.Array | np.ndarray:
     Raises:
         TypeError: for complex, object or text arrays, and for what is no array at all.
     """
+    array: jax.Array | np.ndarray
     if isinstance(value, jax.Array):
         array = value
     else:
@@ -107,7 +108,8 @@ def as_real(
 
 def _warn_if_narrowed(array: Any, name: str) -> None:
     global _warned_about_float64
-    if array.dtype == np.float64 and not jax.config.jax_enable_x64 and not _warned_about_float64:
+    narrowed = array.dtype == np.float64 != jax.dtypes.canonicalize_dtype(np.float64)
+    if narrowed and not _warned_about_float64:
         _warned_about_float64 = True
         warnings.warn(
             f"{name} is float64, but jax_enable_x64 is off, so it becomes float32; to compute in "
@@ -185,8 +187,8 @@ def as_learning_rate(learning_rate: Any, depth: int) -> jax.Array:
     rate = as_real(learning_rate, "learning_rate", finite=False)
     if rate.shape not in ((), (depth,)):
         raise ValueError(
-            f"learning_rate must be a scalar or one rate a layer, shape () or ({depth},), got shape "
-            f"{rate.shape}; to run many rates at once use jax.vmap over this function"
+            f"learning_rate must be a scalar or one rate a layer, shape () or ({depth},), got "
+            f"shape {rate.shape}; to run many rates at once use jax.vmap over this function"
         )
     if is_concrete(rate) and not bool(((rate >= 0) & jnp.isfinite(rate)).all()):
         raise ValueError(f"learning_rate must be finite and at least 0, got {learning_rate}")

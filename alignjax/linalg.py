@@ -64,7 +64,7 @@ def _products_to_the_right(layers: Sequence[Array]) -> list[Array | None]:
 
 
 def split_products(weights: Sequence[Array]) -> tuple[Array | None, Array | None]:
-    """``(W_d...W_{b+1}, W_b...W_1)`` for the narrowest vertex ``b``; None stands for the identity."""
+    """``(W_d...W_{b+1}, W_b...W_1)`` at the narrowest vertex ``b``; None is the identity."""
     b = narrowest_vertex(weights)
     return _products_to_the_right(weights[b:])[-1], _products_to_the_left(weights[:b])[0]
 

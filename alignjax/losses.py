@@ -70,8 +70,8 @@ class Loss:
 
 def _logistic_log(z: Array, y: Array) -> Array:
     margin = y * z[0]
-    # Beyond a margin of 40, log1p(exp(-m)) is exp(-m) to the last bit of float64, and the exponential
-    # itself would underflow; the inner `where` keeps the unused branch's derivative finite.
+    # Beyond a margin of 40, log1p(exp(-m)) is exp(-m) to the last bit of float64, and for large m
+    # the exponential underflows; the inner `where` keeps the unused branch's derivative finite.
     large = margin > 40
     safe = jnp.where(large, 0.0, margin)
     return jnp.where(large, -margin, jnp.log(jax.nn.softplus(-safe)))

@@ -28,13 +28,14 @@ MAY_IMPORT = {
     "problems": BELOW_PROBLEMS,
     "structures": {"linalg"},
     "trajectory": set(),
+    "moments": {"linalg"},
     "bases": BELOW_PROBLEMS | {"problems"},
     "initializers": BELOW_PROBLEMS | {"problems", "bases"},
     "metrics": BELOW_PROBLEMS | {"problems"},
     "engines": BELOW_ENGINES,
     # The loop that counts and freezes knows nothing of networks: the oracle may stand on it.
     "engines.loop": set(),
-    "descent": BELOW_ENGINES | {"engines", "trajectory"},
+    "descent": BELOW_ENGINES | {"engines", "engines.loop", "trajectory"},
     "flow": BELOW_PROBLEMS | {"problems", "trajectory"},
     # The independent oracle: never descent, flow or an engine's gradients.
     "reduced": BELOW_PROBLEMS | {"problems", "bases", "trajectory", "engines.loop"},

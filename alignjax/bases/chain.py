@@ -1,0 +1,146 @@
+"""Common bases of a problem together with a chain of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from alignjax._validation import as_real, as_weights, require_concrete
+from alignjax.bases.arcs import ArcFinder
+from alignjax.bases.moments import ProblemMatrices, off_diagonal, problem_matrices, relative
+
+Host = np.ndarray
+
+
+class NotAlignedError(ValueError):
+    """Weights and problem have no common bases.
+
+    Attributes:
+        defect: the largest relative off-diagonal part that the best bases found leave.
+    """
+
+    def __init__(self, message: str, defect: float) -> None:
+        """Keep the measured defect beside the message."""
+        super().__init__(message)
+        self.defect = defect
+
+
+@dataclass(frozen=True)
+class ChainBases:
+    """Bases ``P_0, ..., P_d`` as float64 arrays, and how well they do.
+
+    Attributes:
+        bases: ``P_i`` orthogonal, shape ``(k_i, k_i)``; the first ``r = min k_i`` columns are the
+            modes that run through the whole network.
+        defect: the largest relative off-diagonal part.
+        matrices: what of the problem was made diagonal.
+    """
+
+    bases: tuple[Host, ...]
+    defect: float
+    matrices: ProblemMatrices
+
+
+def chain_bases(
+    problem: Any, weights: Sequence[Any], *, tolerance: float | None = None
+) -> ChainBases:
+    """Find the common bases of a problem and a chain of layers.
+
+    Looks for orthogonal ``P_0, ..., P_d`` with ``P_i^T W_i P_{i-1}`` diagonal for every layer,
+    ``P_d^T Sigma_yx P_0`` and ``P_0^T Sigma_xx P_0`` diagonal as far as the first ``r = min k_i``
+    rows and columns go, which is all that training meets. Singular values may repeat, vanish, be
+    negative and come in any order. Modes are sorted by descending target; singular values of all
+    layers but the last are made nonnegative, and so is the target.
+
+    Args:
+        problem: a moment problem or a sensing problem.
+        weights: layers ``(W_1, ..., W_d)``.
+        tolerance: the largest defect accepted; 1e-9 in float64, 1e-4 in float32.
+
+    Returns:
+        The bases, the defect and the problem's matrices.
+
+    Raises:
+        TypeError: if anything is traced, or the problem has another loss.
+        ValueError: if shapes do not fit the problem.
+        NotAlignedError: if the defect is above the tolerance.
+
+    Source: Radhakrishnan et al. 2020, Definition 2. It asks more than that neighbouring layers
+    share singular vectors pair by pair.
+    """
+    require_concrete(weights, "weights", "chain_bases")
+    data = problem_matrices(problem, "chain_bases")
+    checked = as_weights(weights)
+    single = data.single or any(w.dtype != np.float64 for w in checked)
+    layers = [np.asarray(w, np.float64) for w in checked]
+    ends = (layers[-1].shape[0], layers[0].shape[1])
+    if ends != data.link.shape:
+        raise ValueError(
+            f"weights map {ends[1]} inputs to {ends[0]} outputs, but the problem maps "
+            f"{data.link.shape[1]} to {data.link.shape[0]}"
+        )
+    limit = (
+        (1e-4 if single else 1e-9)
+        if tolerance is None
+        else float(as_real(tolerance, "tolerance", ndim=0))
+    )
+    bases = ArcFinder(layers, data.symmetric, data.link, single=single).bases()
+    bases = _order_and_sign(bases, layers, data.link, data)
+    defect, where = _defect(bases, layers, data)
+    if not defect <= limit:
+        raise NotAlignedError(
+            f"weights are not aligned with the problem: the best bases found leave {defect:.3g} "
+            f"of {where} off the diagonal, more than the tolerance {limit:.3g}",
+            defect,
+        )
+    return ChainBases(tuple(bases), defect, data)
+
+
+def _order_and_sign(
+    bases: list[Host], layers: list[Host], link: Host, data: ProblemMatrices
+) -> list[Host]:
+    r = min(b.shape[0] for b in bases)
+    bases = [b.copy() for b in bases]
+    target = np.diagonal(bases[-1].T @ link @ bases[0])
+    inputs = np.einsum("ja,jk,ka->a", bases[0], data.symmetric[0], bases[0])
+    scale = max(float(np.abs(target).max()), np.finfo(float).tiny)
+    order = np.lexsort((-inputs[:r], -np.round(np.abs(target[:r]) / scale, 12)))
+    for basis in bases:
+        basis[:, :r] = basis[:, :r][:, order]
+    for i, layer in enumerate(layers[:-1]):
+        _flip(bases[i + 1], np.diagonal(bases[i + 1].T @ layer @ bases[i]))
+    target = np.diagonal(bases[-1].T @ link @ bases[0])
+    last = np.diagonal(bases[-1].T @ layers[-1] @ bases[-2])
+    signs = np.zeros(bases[-1].shape[1])
+    signs[: len(last)] = last
+    has_target = np.abs(target) > 1e-12 * scale
+    signs[: len(target)][has_target] = target[has_target]
+    _flip(bases[-1], signs)
+    return bases
+
+
+def _flip(basis: Host, signs: Host) -> None:
+    negative = np.flatnonzero(signs < 0)
+    basis[:, negative] *= -1.0
+
+
+def _defect(bases: list[Host], layers: list[Host], data: ProblemMatrices) -> tuple[float, str]:
+    r = min(b.shape[0] for b in bases)
+    parts = [
+        (relative(off_diagonal(bases[i + 1].T @ w @ bases[i]), w), f"layer W_{i + 1}")
+        for i, w in enumerate(layers)
+    ]
+    for index, matrix in enumerate(data.cross):
+        rest = off_diagonal(bases[-1].T @ matrix @ bases[0])
+        rest[r:, r:] = 0.0  # no layer's gradient ever meets this block
+        name = "Sigma_yx" if data.values is None else f"the measurement matrix {index}"
+        parts.append((relative(rest, matrix), name))
+    if data.values is None:
+        inputs = data.symmetric[0]
+        parts.append(
+            (relative(off_diagonal(bases[0].T @ inputs @ bases[0])[:r], inputs), "Sigma_xx")
+        )
+    return max(parts)

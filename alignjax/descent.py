@@ -1,0 +1,309 @@
+"""Descents: observe, advance, observe, advance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float
+
+from alignjax import engines
+from alignjax._validation import (
+    as_callable,
+    as_count,
+    as_key,
+    as_learning_rate,
+    as_real,
+    describe,
+    is_concrete,
+)
+from alignjax.engines.loop import guarded_steps
+from alignjax.problems import (
+    Problem,
+    check_weights,
+    checked_gradient,
+    lift_gradient,
+    risk,
+    to_span,
+)
+from alignjax.trajectory import Trajectory, record, save_points
+
+__all__ = ["gradient_descent", "optimizer_descent"]
+
+Observe = Callable[[tuple[Array, ...]], Any]
+
+
+def gradient_descent(
+    problem: Problem,
+    weights: Sequence[Float[Array, "k_i k_j"]],
+    learning_rate: Float[Array, ""] | Float[Array, " d"] | float,
+    *,
+    steps: int,
+    save_at: Sequence[int] | None = None,
+    observe: Observe | None = None,
+    until: float | Array | None = None,
+    engine: str = "auto",
+) -> Trajectory:
+    """Full-batch gradient descent: ``W_i <- W_i - eta_i dR/dW_i``.
+
+    Runs under ``vmap`` over rates, starts and problems and under ``grad``; one compilation serves a
+    whole sweep. A run whose next risk or gradient would not be finite, or whose risk would pass
+    the square root of the largest float, freezes where it is and says so in ``status``.
+
+    Args:
+        problem: what is learned.
+        weights: the start ``(W_1, ..., W_d)``.
+        learning_rate: eta, a scalar, or one rate a layer, shape ``(d,)``; cast to the dtype of the
+            weights.
+        steps: how many steps.
+        save_at: increasing steps at which to observe, 0 for the start; by default the start and
+            the end. See :func:`alignjax.log_steps` and :func:`alignjax.every`.
+        observe: ``weights -> pytree`` of arrays; by default ``{"risk": ...}``. Pass the same
+            function again to reuse the compiled run.
+        until: a risk at which to stop, looked at on save points.
+        engine: ``"auto"`` or a name out of ``alignjax.engines.available()``.
+
+    Returns:
+        A :class:`alignjax.Trajectory`.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit, before anything is traced.
+
+    Source: Radhakrishnan et al. 2020, section 3.
+
+    Example:
+        >>> import alignjax as aj, jax, jax.numpy as jnp
+        >>> problem = aj.factorization(jnp.diag(jnp.array([2.0, 1.0])))
+        >>> start = aj.initializers.identity((2, 2, 2), 0.5)
+        >>> rates = jnp.array([0.1, 0.2])
+        >>> run = jax.vmap(lambda eta: aj.gradient_descent(problem, start, eta, steps=500))(rates)
+        >>> bool((run.observations["risk"][:, -1] < 1e-12).all())
+        True
+    """
+    weights = check_weights(problem, weights)
+    rate = as_learning_rate(learning_rate, len(weights)).astype(weights[0].dtype)
+    steps = as_count(steps, "steps")
+    points = save_points(save_at, steps)
+    if observe is not None:
+        as_callable(observe, "observe")
+    if until is not None:
+        until = as_real(until, "until", ndim=0)
+    return _gradient_descent(
+        problem,
+        weights,
+        rate,
+        until,
+        steps=steps,
+        save_at=points,
+        observe=observe,
+        engine=engines.resolve(engine),
+    )
+
+
+def _observer(problem: Problem, observe: Observe | None) -> Observe:
+    return (lambda weights: {"risk": risk(problem, weights)}) if observe is None else observe
+
+
+@partial(jax.jit, static_argnames=("steps", "save_at", "observe", "engine"))
+def _gradient_descent(
+    problem: Problem,
+    weights: tuple[Array, ...],
+    rate: Array,
+    until: Array | None,
+    *,
+    steps: int,
+    save_at: tuple[int, ...],
+    observe: Observe | None,
+    engine: str,
+) -> Trajectory:
+    def advance(state: Any, _: Array, count: Array, max_count: int) -> tuple[Any, Array]:
+        return engines.advance(problem, state, rate, count, max_steps=max_count, engine=engine)
+
+    state, seen, taken, status, stopped_at = record(
+        advance,
+        weights,
+        _observer(problem, observe),
+        save_at,
+        steps,
+        reached=None if until is None else lambda state: risk(problem, state) <= until,
+    )
+    time = taken.astype(rate.dtype).reshape(-1, *[1] * rate.ndim) * rate
+    step = jnp.asarray(save_at, jnp.int32)
+    return Trajectory(step, time, seen, state, status, stopped_at)
+
+
+def optimizer_descent(
+    problem: Problem,
+    weights: Sequence[Float[Array, "k_i k_j"]],
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    save_at: Sequence[int] | None = None,
+    observe: Observe | None = None,
+    batch_size: int | None = None,
+    key: Array | None = None,
+) -> Trajectory:
+    """Descent by any optax transformation, on the full batch or on minibatches.
+
+    Minibatches are drawn without replacement, in a new order each epoch; the ``n mod batch_size``
+    samples left over at the end of an epoch are skipped. With minibatches, what is checked for
+    divergence is the risk and gradient of the batch at hand.
+
+    Hyperparameters may be traced: ``vmap(lambda eta, b: optimizer_descent(..., optax.adam(eta,
+    b1=b)))`` is one trace. Pass the same optimizer object again to reuse the compiled run.
+
+    Args:
+        problem: what is learned.
+        weights: the start ``(W_1, ..., W_d)``.
+        optimizer: an ``optax.GradientTransformation``, with or without extra arguments.
+        steps: how many updates.
+        save_at: increasing steps at which to observe; by default the start and the end.
+        observe: ``weights -> pytree`` of arrays; by default ``{"risk": ...}`` of the full data.
+        batch_size: samples a step, at most ``n``; all of them by default.
+        key: a random key; needed with ``batch_size``.
+
+    Returns:
+        A :class:`alignjax.Trajectory` with ``optimizer_state``; ``time`` is None.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit, or ``batch_size`` on a problem that
+            holds moments only.
+    """
+    weights = check_weights(problem, weights)
+    steps = as_count(steps, "steps")
+    points = save_points(save_at, steps)
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"optimizer must be an optax transformation, got {describe(optimizer)}")
+    if observe is not None:
+        as_callable(observe, "observe")
+    if batch_size is not None:
+        samples = problem.sample_count
+        if samples is None:
+            problem._batch(jnp.zeros(1, jnp.int32))  # raises, and says why
+        batch_size = as_count(batch_size, "batch_size", minimum=1)
+        if samples is not None and batch_size > samples:
+            raise ValueError(f"batch_size must be at most n = {samples}, got {batch_size}")
+        if key is None:
+            raise ValueError("batch_size draws samples at random, so it needs a key, got None")
+        key = as_key(key)
+    elif key is not None:
+        raise ValueError("key is for minibatches: give batch_size too, or leave key out")
+    run = _optimizer_descent if _captures_tracer(optimizer) else _jitted_optimizer_descent
+    return run(
+        problem,
+        weights,
+        key,
+        optimizer=optimizer,
+        steps=steps,
+        save_at=points,
+        observe=observe,
+        batch_size=batch_size,
+    )
+
+
+def _captures_tracer(value: Any, depth: int = 6) -> bool:
+    """Whether functions close over traced hyperparameters, which a jit cache must not keep."""
+    if not is_concrete(value):
+        return True
+    if depth == 0:
+        return False
+    inside: list[Any] = []
+    if isinstance(value, (tuple, list)):
+        inside = list(value)
+    elif isinstance(value, dict):
+        inside = list(value.values())
+    elif isinstance(value, partial):
+        inside = [value.func, value.args, value.keywords]
+    elif getattr(value, "__closure__", None):
+        inside = [cell.cell_contents for cell in value.__closure__]
+    return any(_captures_tracer(item, depth - 1) for item in inside)
+
+
+def _optimizer_descent(
+    problem: Problem,
+    weights: tuple[Array, ...],
+    key: Array | None,
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    save_at: tuple[int, ...],
+    observe: Observe | None,
+    batch_size: int | None,
+) -> Trajectory:
+    core, _ = to_span(problem, weights)
+    chosen = optax.with_extra_args_support(optimizer)
+    batches = None if batch_size is None else _Epochs(problem, key, batch_size)
+
+    def advance(state: Any, start: Array, count: Array, max_count: int) -> tuple[Any, Array]:
+        def evaluate(state: Any, index: Array) -> tuple[Any, Array]:
+            layers, _, order = state
+            batch, order = (core, order) if batches is None else batches.at(start + index, order)
+            # Most optimizers act entry by entry, so unlike plain descent they must see the layers
+            # themselves and not coordinates of them.
+            value, slope, ok = checked_gradient(batch, to_span(problem, layers)[1])
+            return (value, lift_gradient(problem, slope), order), ok
+
+        def update(state: Any, found: Any) -> Any:
+            layers, memory, _ = state
+            value, slope, order = found
+            changes, memory = chosen.update(
+                slope,
+                memory,
+                layers,
+                value=value,
+                grad=slope,
+                value_fn=lambda layers: risk(problem, layers),
+            )
+            return optax.apply_updates(layers, changes), memory, order
+
+        layers, memory = state
+        order = None if batches is None else batches.order(start)
+        (layers, memory, _), taken = guarded_steps(
+            evaluate, update, (layers, memory, order), count, max_steps=max_count
+        )
+        return (layers, memory), taken
+
+    look = _observer(problem, observe)
+    state, seen, _, status, stopped_at = record(
+        advance,
+        (weights, chosen.init(weights)),
+        lambda state: look(state[0]),
+        save_at,
+        steps,
+    )
+    step = jnp.asarray(save_at, jnp.int32)
+    return Trajectory(step, None, seen, state[0], status, stopped_at, state[1])
+
+
+_jitted_optimizer_descent = partial(
+    jax.jit, static_argnames=("optimizer", "steps", "save_at", "observe", "batch_size")
+)(_optimizer_descent)
+
+
+class _Epochs:
+    """Which samples each step sees: a function of the key and the step alone."""
+
+    def __init__(self, problem: Problem, key: Array | None, batch_size: int) -> None:
+        assert key is not None  # both checked by the caller
+        assert problem.sample_count is not None
+        self.problem, self.key, self.size = problem, key, batch_size
+        self.samples = problem.sample_count
+        self.per_epoch = self.samples // batch_size
+
+    def order(self, step: Array) -> Array:
+        """The order of the samples in the epoch of ``step``."""
+        key = jax.random.fold_in(self.key, step // self.per_epoch)
+        return jax.random.permutation(key, self.samples)
+
+    def at(self, step: Array, order: Array) -> tuple[Problem, Array]:
+        """The batch of ``step``, and the order, new where an epoch begins."""
+        within = step % self.per_epoch
+        # The step is never batched, so this stays a branch under vmap.
+        order = lax.cond(within == 0, self.order, lambda _: order, step)
+        index = lax.dynamic_slice_in_dim(order, within * self.size, self.size)
+        return self.problem._batch(index), order

@@ -1,0 +1,337 @@
+"""Alignment: when singular vectors stay still, how fast training is then, and where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from alignjax._validation import as_count, as_key, as_real, as_widths, describe
+from alignjax.bases import Certificate, WeakCondition, certify, weak_condition
+from alignjax.linalg import leave_one_out_products, matmul
+from alignjax.reduced import Reduced
+
+__all__ = [
+    "Certificate",
+    "WeakCondition",
+    "certify",
+    "learning_rate_bound",
+    "minimum_norm",
+    "minimum_norm_factorization",
+    "minimum_singular_values",
+    "one_dimensional_start",
+    "predicted_rate",
+    "printed_update",
+    "stability_threshold",
+    "weak_condition",
+]
+
+Spectra = Certificate | Reduced
+
+
+def _matched(spectra: Spectra) -> tuple[Array, Array]:
+    """Target and matching input spectrum, one entry a mode."""
+    if not isinstance(spectra, (Certificate, Reduced)):
+        raise TypeError(f"spectra must be a Certificate or a Reduced, got {describe(spectra)}")
+    if spectra.input_spectrum.ndim != 1:
+        raise TypeError("spectra of a sensing problem couple the modes: no formula applies to them")
+    target = jnp.asarray(spectra.target_spectrum)
+    return target, jnp.asarray(spectra.input_spectrum)[: target.shape[0]]
+
+
+def _values(singular_values: Any, modes: int) -> Array:
+    values = as_real(singular_values, "singular_values", ndim=2, finite=False)
+    if values.shape[1] > modes:
+        raise ValueError(
+            f"singular_values must have shape (d, r) with r at most {modes}, got {values.shape}"
+        )
+    return values
+
+
+def _divide(numerator: Array, denominator: Array, otherwise: float) -> Array:
+    """A quotient, or ``otherwise`` where it would divide by zero; its derivative stays finite."""
+    safe = jnp.where(denominator == 0, 1.0, denominator)
+    return jnp.where(denominator == 0, otherwise, numerator / safe)
+
+
+def printed_update(
+    spectra: Spectra, singular_values: Float[Array, "d r"], learning_rate: Any
+) -> Float[Array, "d r"]:
+    """One step of the recursion as it is printed, kept to show that it is not what training does.
+
+        s_i + eta prod_j s_j (lambda' - lambda prod_j s_j)
+
+    The product over all ``j`` should leave ``i`` out: see :func:`alignjax.reduced_descent`.
+
+    Args:
+        spectra: a :class:`Certificate` or :class:`Reduced`.
+        singular_values: shape ``(d, r)``.
+        learning_rate: eta, a scalar.
+
+    Source: Radhakrishnan et al. 2020, Corollary 1, eq. 6, as printed.
+    """
+    target, inputs = _matched(spectra)
+    values = _values(singular_values, target.shape[0])
+    r = values.shape[1]
+    product = jnp.prod(values, axis=0)
+    return values + learning_rate * product * (target[:r] - inputs[:r] * product)
+
+
+def learning_rate_bound(spectra: Spectra, singular_values: Float[Array, "d r"]) -> Float[Array, ""]:
+    """The learning rate below which every mode is shown to converge.
+
+        eta <= (ln 2 / d) min_{i,k} s_{i,k}(0)^2 lambda_k / lambda'_k^2
+
+    with spectra divided by ``n``. Modes without a target set no bound. It holds for the recursion;
+    full matrices also need :func:`stability_threshold`.
+
+    Args:
+        spectra: a :class:`Certificate` or :class:`Reduced`.
+        singular_values: of the start, shape ``(d, r)``.
+
+    Returns:
+        The bound; infinite if no mode has a target.
+
+    Raises:
+        TypeError: for spectra of a sensing problem.
+        ValueError: for another shape.
+
+    Source: Radhakrishnan et al. 2020, Proposition 1; the printed form leaves out the minimum over
+    the layers ``i``, without which it fails.
+    """
+    target, inputs = _matched(spectra)
+    values = _values(singular_values, target.shape[0])
+    r = values.shape[1]
+    bound = _divide(values**2 * inputs[:r], target[:r] ** 2, jnp.inf)
+    return jnp.log(2.0).astype(bound.dtype) / values.shape[0] * bound.min()
+
+
+def minimum_singular_values(
+    spectra: Spectra,
+    singular_values: Float[Array, "d r"] | None = None,
+    *,
+    depth: int | None = None,
+) -> Float[Array, "d r"]:
+    """Singular values at the minimum that gradient flow reaches from a start.
+
+        |s_i| = sqrt(s_i(0)^2 + c),    prod_i |s_i| = p* = |lambda'/lambda|,
+
+    since the flow keeps every ``s_i^2 - s_j^2``. Without a start the layers are balanced:
+    ``s_i = p*^{1/d}``.
+
+    Args:
+        spectra: a :class:`Certificate` or :class:`Reduced`.
+        singular_values: the start, shape ``(d, r)``.
+        depth: ``d``, for balanced layers.
+
+    Returns:
+        Absolute values, shape ``(d, r)``.
+
+    Raises:
+        TypeError: for spectra of a sensing problem.
+        ValueError: if neither or both of ``singular_values`` and ``depth`` are given.
+
+    Source: Radhakrishnan et al. 2020, eq. 5 (the conserved differences).
+    """
+    target, inputs = _matched(spectra)
+    goal = jnp.abs(_divide(target, inputs, 0.0))
+    if (singular_values is None) == (depth is None):
+        raise ValueError("give either singular_values or depth, and not both")
+    if singular_values is None:
+        d = as_count(depth, "depth", minimum=1)
+        return jnp.broadcast_to(goal ** (1.0 / d), (d, goal.shape[0]))
+    values = _values(singular_values, goal.shape[0])
+    d, r = values.shape
+    gaps = values**2 - (values**2).min(axis=0)
+    goal = goal[:r]
+    # Of the shift above the smallest square: prod of sqrt(gaps + shift) grows with it, and the
+    # balanced value is an upper end of the bracket.
+    low, high = jnp.zeros_like(goal), goal ** (2.0 / d)
+    for _ in range(2 * jnp.finfo(values.dtype).nmant):
+        middle = 0.5 * (low + high)
+        below = jnp.prod(jnp.sqrt(gaps + middle), axis=0) < goal
+        low, high = jnp.where(below, middle, low), jnp.where(below, high, middle)
+    return jnp.sqrt(gaps + high)
+
+
+def stability_threshold(
+    spectra: Spectra,
+    *,
+    depth: int | None = None,
+    singular_values: Float[Array, "d r"] | None = None,
+) -> Float[Array, ""]:
+    """The learning rate above which roundoff off the diagonals grows at the minimum.
+
+        2 / max_{i <= k_d, j <= k_0} lambda_j sum_l prod_{m>l} s_{m,i}^2 prod_{m<l} s_{m,j}^2
+
+    where ``j`` runs over all eigenvalues of ``Sigma_xx``, matched or not, and ``s = 0`` beyond
+    ``r``. The maximum is the largest Hessian eigenvalue. Necessary, not sufficient: along saddles
+    the aligned set is unstable at any rate.
+
+    Args:
+        spectra: a :class:`Certificate` or :class:`Reduced`.
+        depth: ``d``, for the balanced minimum ``s = p*^{1/d}``.
+        singular_values: at the minimum, shape ``(d, r)``; for a :class:`Reduced` by default those
+            that the flow reaches from its start.
+
+    Raises:
+        TypeError: for spectra of a sensing problem.
+        ValueError: if the minimum is not determined by the arguments.
+
+    Source: not in Radhakrishnan et al. 2020, whose Proposition 1 is about the modes alone.
+
+    Example:
+        >>> import alignjax as aj, jax.numpy as jnp
+        >>> problem = aj.from_moments(jnp.diag(jnp.array([1.0, 1.0, 60.0])),
+        ...                           jnp.array([[4.0, 0.0, 0.0], [0.0, 3.0, 0.0]]), 30.0)
+        >>> spectra = aj.theory.alignment.certify(problem)
+        >>> round(float(0.07 * 2 / aj.theory.alignment.stability_threshold(spectra, depth=2)), 1)
+        16.8
+    """
+    target, _ = _matched(spectra)
+    if singular_values is None:
+        start = spectra.singular_values if isinstance(spectra, Reduced) and depth is None else None
+        singular_values = minimum_singular_values(spectra, start, depth=depth)
+    elif depth is not None:
+        raise ValueError("give either singular_values or depth, and not both")
+    values = _values(singular_values, target.shape[0])
+    if isinstance(spectra, Reduced):
+        inputs, outputs = spectra.full_input_spectrum, spectra.U.shape[0]
+    else:
+        inputs, outputs = jnp.asarray(spectra.input_spectrum), spectra.U.shape[0]
+    r = values.shape[1]
+    squares = values**2
+    ones = jnp.ones((1, r), squares.dtype)
+    after = jnp.cumprod(jnp.concatenate([ones, squares[:0:-1]]), axis=0)[::-1]
+    before = jnp.cumprod(jnp.concatenate([ones, squares[:-1]]), axis=0)
+    # Beyond r only the empty products survive: layer d on the left, layer 1 on the right.
+    after = jnp.pad(after, ((0, 0), (0, outputs - r))).at[-1].set(1.0)
+    before = jnp.pad(before, ((0, 0), (0, inputs.shape[0] - r))).at[0].set(1.0)
+    curvature = jnp.max(matmul(after.T, before) * inputs)
+    return _divide(jnp.asarray(2.0, curvature.dtype), curvature, jnp.inf)
+
+
+def predicted_rate(
+    spectra: Spectra, singular_values: Float[Array, "d r"], learning_rate: Any
+) -> Float[Array, " r"]:
+    """The factor by which a mode's distance ``p - p*`` shrinks per step near the minimum.
+
+        1 - eta lambda sum_i (p* / s_i)^2
+
+    Modes without a target decay by a power law instead, where layers tie.
+
+    Args:
+        spectra: a :class:`Certificate` or :class:`Reduced`.
+        singular_values: at the minimum, shape ``(d, r)``; see :func:`minimum_singular_values`.
+        learning_rate: eta, a scalar or one rate a layer, shape ``(d,)``.
+
+    Source: Radhakrishnan et al. 2020, Proposition 1.
+    """
+    target, inputs = _matched(spectra)
+    values = _values(singular_values, target.shape[0])
+    rate = as_real(learning_rate, "learning_rate", ndim=(0, 1), finite=False)
+    per_layer = jnp.broadcast_to(rate, (values.shape[0],))[:, None]
+    others = leave_one_out_products(values) ** 2
+    return 1.0 - inputs[: values.shape[1]] * jnp.sum(per_layer * others, axis=0)
+
+
+def minimum_norm(P: Float[Array, "k_d k_0"], depth: int) -> Float[Array, ""]:
+    """The least ``sum_i ||W_i||_F^2`` with ``W_d ... W_1 = P``: ``d sum_k sigma_k^{2/d}``.
+
+    Args:
+        P: an end-to-end matrix, shape ``(k_d, k_0)``.
+        depth: ``d``.
+
+    Source: Radhakrishnan et al. 2020, Proposition 2 (two layers: twice the nuclear norm).
+    """
+    depth = as_count(depth, "depth", minimum=1)
+    sigma = jnp.linalg.svd(as_real(P, "P", ndim=2), compute_uv=False)
+    return depth * jnp.sum(sigma ** (2.0 / depth))
+
+
+def minimum_norm_factorization(
+    P: Float[Array, "k_d k_0"], depth: int, widths: Sequence[int] | None = None
+) -> tuple[Float[Array, "k_i k_j"], ...]:
+    """Layers of least ``sum_i ||W_i||_F^2`` with ``W_d ... W_1 = P``: balanced and aligned.
+
+    With ``P = U S V^T``, ``W_1 = S^{1/d} V^T``, ``W_d = U S^{1/d}`` and ``W_i = S^{1/d}`` between.
+
+    Args:
+        P: an end-to-end matrix, shape ``(k_d, k_0)``.
+        depth: ``d``.
+        widths: ``(k_0, ..., k_d)``; inner widths are ``min(k_0, k_d)`` by default.
+
+    Raises:
+        ValueError: if the widths do not fit, or are too narrow for the rank of ``P``.
+
+    Source: Radhakrishnan et al. 2020, Proposition 2, at any depth.
+
+    Example:
+        >>> import alignjax as aj, jax.numpy as jnp
+        >>> layers = aj.theory.alignment.minimum_norm_factorization(jnp.diag(jnp.array([8.0, 1.0])),
+        ...                                                         3)
+        >>> round(sum(float((w**2).sum()) for w in layers), 4)
+        15.0
+    """
+    P, depth = as_real(P, "P", ndim=2), as_count(depth, "depth", minimum=1)
+    if widths is None:
+        widths = (P.shape[1], *[min(P.shape)] * (depth - 1), P.shape[0])
+    widths = as_widths(widths)
+    if len(widths) != depth + 1 or (widths[0], widths[-1]) != P.shape[::-1]:
+        raise ValueError(
+            f"widths must be (k_0, ..., k_d) with d = {depth}, k_0 = {P.shape[1]} and "
+            f"k_d = {P.shape[0]}, got {widths}"
+        )
+    r = min(widths)
+    u, sigma, vt = jnp.linalg.svd(P, full_matrices=False)
+    if r < sigma.shape[0] and not isinstance(sigma, jax.core.Tracer):
+        beyond, scale = float(sigma[r]), float(sigma[0])
+        if beyond > 10 * jnp.finfo(P.dtype).eps * max(P.shape) * scale:
+            raise ValueError(
+                f"widths {widths} allow rank {r} only, but P has singular value number {r + 1} "
+                f"equal to {beyond:.3g}"
+            )
+    root = sigma[:r] ** (1.0 / depth)
+    if depth == 1:
+        return (P,)
+    inner = [
+        jnp.zeros((k, r), P.dtype).at[jnp.arange(r), jnp.arange(r)].set(1.0) for k in widths[1:-1]
+    ]
+    bases = [vt[:r].T, *inner, u[:, :r]]
+    return tuple(matmul(out * root, into.T) for into, out in pairwise(bases))
+
+
+def one_dimensional_start(
+    key: Array, widths: Sequence[int], scale: Any
+) -> tuple[Float[Array, "k_i k_j"], ...]:
+    """A start that stays aligned for one output, whatever the data and the loss.
+
+        W_1 = sigma u_1 w^T,    W_i = sigma u_i u_{i-1}^T,    W_d = sigma u_{d-1}^T
+
+    with uniformly random unit vectors ``u_i`` and ``w``: every layer keeps rank 1, and only ``w``
+    and the singular values move.
+
+    Args:
+        key: a random key.
+        widths: ``(k_0, ..., k_d)`` with ``k_d = 1``.
+        scale: ``sigma``, of all layers; may be traced.
+
+    Raises:
+        ValueError: if ``k_d`` is not 1.
+
+    Source: Radhakrishnan et al. 2020, the case of 1-dimensional outputs.
+    """
+    widths, scale = as_widths(widths), as_real(scale, "scale", ndim=0)
+    if widths[-1] != 1:
+        raise ValueError(f"widths must end in k_d = 1, got {widths}")
+    units = [
+        v / jnp.linalg.norm(v)
+        for k, width in zip(jax.random.split(as_key(key), len(widths) - 1), widths, strict=False)
+        for v in [jax.random.normal(k, (width,), scale.dtype)]
+    ]
+    units.append(jnp.ones((1,), scale.dtype))
+    return tuple(scale * jnp.outer(out, into) for into, out in pairwise(units))

@@ -1,0 +1,165 @@
+"""What a run returns, and where it is saved."""
+
+from __future__ import annotations
+
+import enum
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from alignjax._validation import as_count, describe
+
+__all__ = ["Status", "Trajectory", "every", "log_steps"]
+
+
+class Status(enum.IntEnum):
+    """How a run ended."""
+
+    COMPLETED = 0
+    """All steps were taken."""
+    DIVERGED = 1
+    """Frozen at the last state of finite gradient and risk of at most sqrt(largest float)."""
+    REACHED = 2
+    """Stopped on a save point whose risk was at most ``until``."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Trajectory:
+    """A run, seen at its save points. A step is not a time: time is the sum of learning rates.
+
+    Attributes:
+        step: save points, int32, shape ``(saves,)``.
+        time: the sum of learning rates up to each save point, ``(saves,)``, or ``(saves, d)`` with
+            one rate a layer; it stands still once a run has stopped. None where there is no time.
+        observations: what ``observe`` returned, stacked along axis 0 by save point.
+        weights: the final state.
+        status: a :class:`Status`, int32.
+        stopped_at: the number of steps taken, int32.
+        optimizer_state: the optimizer's final state, from ``optimizer_descent`` only.
+    """
+
+    step: Array
+    time: Array | None
+    observations: Any
+    weights: Any
+    status: Array
+    stopped_at: Array
+    optimizer_state: Any = None
+
+
+def log_steps(steps: int, count: int) -> tuple[int, ...]:
+    """At most ``count`` save points from 0 to ``steps``, evenly spaced in the logarithm.
+
+    Args:
+        steps: the last save point, at least 1.
+        count: how many at most; fewer where neighbours would coincide. At least 2.
+
+    Example:
+        >>> import alignjax as aj
+        >>> aj.log_steps(1000, 5)
+        (0, 1, 10, 100, 1000)
+    """
+    steps, count = as_count(steps, "steps", minimum=1), as_count(count, "count", minimum=2)
+    points = np.round(np.geomspace(1, steps, count - 1)).astype(int) if count > 2 else [steps]
+    return (0, *sorted({int(p) for p in points} - {0} | {steps}))
+
+
+def every(steps: int, interval: int) -> tuple[int, ...]:
+    """Save points ``0, interval, 2 interval, ...`` and ``steps``.
+
+    Example:
+        >>> import alignjax as aj
+        >>> aj.every(10, 4)
+        (0, 4, 8, 10)
+    """
+    steps, interval = as_count(steps, "steps"), as_count(interval, "interval", minimum=1)
+    return tuple(sorted({*range(0, steps + 1, interval), steps}))
+
+
+def save_points(save_at: Sequence[int] | None, steps: int) -> tuple[int, ...]:
+    """Checked save points; by default the start and the end.
+
+    Raises:
+        TypeError: if they are not concrete integers.
+        ValueError: if they are empty, not strictly increasing, negative or beyond ``steps``.
+    """
+    if save_at is None:
+        return (0, steps) if steps else (0,)
+    if isinstance(save_at, jax.core.Tracer):
+        raise TypeError("save_at shapes the computation, so it must be concrete, not traced")
+    try:
+        points = tuple(operator.index(p) for p in np.asarray(save_at).reshape(-1).tolist())
+    except TypeError as error:
+        raise TypeError(f"save_at must hold integers, got {describe(save_at)}") from error
+    if not points:
+        raise ValueError("save_at must hold at least one step, got none")
+    if any(b <= a for a, b in pairwise(points)):
+        raise ValueError(f"save_at must be strictly increasing, got {list(points[:8])}")
+    if points[0] < 0 or points[-1] > steps:
+        raise ValueError(
+            f"save_at must lie between 0 and steps = {steps}, got {points[0]} to {points[-1]}"
+        )
+    return points
+
+
+def record(
+    advance: Callable[[Any, Array, Array, int], tuple[Any, Array]],
+    state: Any,
+    observe: Callable[[Any], Any],
+    save_at: tuple[int, ...],
+    steps: int,
+    *,
+    reached: Callable[[Any], Array] | None = None,
+) -> tuple[Any, Any, Array, Array, Array]:
+    """Observe, advance, observe, advance, to the last save point and then to ``steps``.
+
+    Args:
+        advance: ``(state, start, count, max_count) -> (state, taken)``; ``start`` and ``count`` are
+            traced and never batched.
+        state: where the run starts.
+        observe: looks at a state.
+        save_at: checked save points.
+        steps: where the run ends.
+        reached: looks at a state on save points and stops the run where true.
+
+    Returns:
+        ``(state, observations, taken at each save point, status, stopped_at)``.
+    """
+    ends = np.array([*save_at, steps], np.int32)
+    starts = np.array([0, *ends[:-1]], np.int32)
+    counts = ends - starts
+    max_count = int(counts.max())
+
+    def segment(carry: Any, span: tuple[Array, Array]) -> tuple[Any, Any]:
+        state, total, status = carry
+        start, count = span
+        running = status == Status.COMPLETED
+        # Stopped lanes run idle: a branch on their status would be batched under vmap, become a
+        # select, and drag the loop's own branches along.
+        moved, taken = advance(state, start, count, max_count)
+        state = jax.tree.map(lambda new, old: jnp.where(running, new, old), moved, state)
+        total = jnp.where(running, total + taken, total)
+        status = jnp.where(running & (taken < count), Status.DIVERGED, status)
+        if reached is not None:
+            stop = (status == Status.COMPLETED) & reached(state)
+            status = jnp.where(stop, Status.REACHED, status)
+        return (state, total, status), (observe(state), total)
+
+    zero = jnp.zeros((), jnp.int32)
+    body = jax.checkpoint(segment, prevent_cse=False)
+    carry, (seen, totals) = lax.scan(
+        body, (state, zero, zero), (jnp.asarray(starts), jnp.asarray(counts))
+    )
+    state, total, status = carry
+    # The stretch to `steps` rides along as one more save point, which nobody asked to see.
+    seen = jax.tree.map(lambda leaf: leaf[:-1], seen)
+    return state, seen, totals[:-1], status, total

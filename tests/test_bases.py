@@ -1,0 +1,234 @@
+"""Common bases: found where they exist, refused where they do not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import alignjax as aj
+from alignjax.bases import NotAlignedError, certify, chain_bases
+
+
+def rotation(rng, k):
+    q, r = np.linalg.qr(rng.standard_normal((k, k)))
+    return q * np.sign(np.diagonal(r))
+
+
+def rectangle(values, rows, columns):
+    out = np.zeros((rows, columns))
+    count = min(rows, columns)
+    out[np.arange(count), np.arange(count)] = values[:count]
+    return out
+
+
+def aligned(rng, widths, values, target, inputs):
+    """Moments and layers that are diagonal in random bases, with the given diagonals."""
+    bases = [rotation(rng, k) for k in widths]
+    layers = [
+        bases[i + 1] @ rectangle(values[i], widths[i + 1], widths[i]) @ bases[i].T
+        for i in range(len(widths) - 1)
+    ]
+    sxx = bases[0] @ np.diag(inputs) @ bases[0].T
+    syx = bases[-1] @ rectangle(target, widths[-1], widths[0]) @ bases[0].T
+    energy = 1.0 + float((target**2).sum() / inputs[inputs > 0].min())
+    return aj.from_moments((sxx + sxx.T) / 2, syx, energy), layers
+
+
+def check(found, problem, layers, tolerance=1e-11):
+    widths = [layers[0].shape[1], *(w.shape[0] for w in layers)]
+    r = min(widths)
+    for basis, k in zip(found.bases, widths, strict=True):
+        np.testing.assert_allclose(basis.T @ basis, np.eye(k), atol=1e-13)
+    for i, w in enumerate(layers):
+        turned = found.bases[i + 1].T @ w @ found.bases[i]
+        off = turned - rectangle(np.diagonal(turned), *turned.shape)
+        assert np.abs(off).max() <= tolerance * max(np.abs(w).max(), 1e-300)
+    sxx, syx = (np.asarray(m) for m in problem.full_moments())
+    turned = found.bases[-1].T @ syx @ found.bases[0]
+    diagonal = np.diagonal(turned)
+    assert (diagonal[:r] >= -1e-12).all()
+    assert (np.diff(diagonal[:r]) <= 1e-10).all()
+    turned = turned - rectangle(diagonal, *turned.shape)
+    turned[r:, r:] = 0
+    assert np.abs(turned).max() <= tolerance * max(np.abs(syx).max(), 1e-300)
+    turned = (found.bases[0].T @ sxx @ found.bases[0])[:r]
+    turned[np.arange(r), np.arange(r)] = 0
+    assert np.abs(turned).max() <= tolerance * np.abs(sxx).max()
+
+
+WIDTHS = [
+    (4, 4),
+    (3, 5),
+    (4, 4, 4),
+    (5, 2, 4),
+    (3, 5, 5, 2),
+    (6, 3, 5, 4),
+    (5, 4, 1),
+    (1, 3, 2),
+    (4, 6, 5, 6, 4),
+    (3,) * 9,
+    (7, 4, 4, 6, 5, 8),
+]
+
+
+def spectra(rng, kind, widths):
+    depth, big = len(widths) - 1, max(widths)
+    values = rng.uniform(0.3, 1.0, (depth, big))
+    target, inputs = rng.uniform(0.5, 2.0, big), rng.uniform(0.5, 2.0, widths[0])
+    if kind == "repeated":
+        values, target, inputs = np.full((depth, big), 0.5), np.ones(big), np.ones(widths[0])
+    elif kind == "balanced":
+        values = np.broadcast_to(rng.uniform(0.3, 1.0, big), (depth, big)).copy()
+    elif kind == "tied pairs":
+        values[:, 1::2] = values[:, : 2 * (big // 2) : 2]
+        target[1::2] = target[: 2 * (big // 2) : 2]
+        inputs[:] = 1.0
+    elif kind == "negative":
+        values *= rng.choice([-1.0, 1.0], values.shape)
+        target *= rng.choice([-1.0, 1.0], big)
+    elif kind == "zero mode":
+        values[:, 0] = 0.0
+    elif kind == "broken layer":
+        values[0, 0], values[-1, 1 % big] = 0.0, 0.0
+    elif kind == "twice broken":
+        values[0, : big // 2], values[-1, : big // 2] = 0.0, 0.0
+    elif kind == "zero network":
+        values[:] = 0.0
+    elif kind == "low rank target":
+        target[: (big + 1) // 2] = 0.0
+    elif kind == "low rank inputs":
+        inputs[: widths[0] // 2] = 0.0
+        target[: widths[0] // 2] = 0.0
+    elif kind == "whitened":
+        inputs[:] = 1.0
+    elif kind == "zero target":
+        target[:] = 0.0
+    else:
+        assert kind == "generic"
+    return values, target[: min(widths[0], widths[-1])], inputs
+
+
+KINDS = [
+    "generic", "repeated", "balanced", "tied pairs", "negative", "zero mode", "broken layer",
+    "twice broken", "zero network", "low rank target", "low rank inputs", "whitened", "zero target",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_aligned_network_is_made_diagonal(kind, widths):
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        problem, layers = aligned(rng, widths, *spectra(rng, kind, widths))
+        check(chain_bases(problem, layers), problem, layers)
+
+
+def test_fewer_samples_than_inputs():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((4, 9))
+    problem = aj.autoencoding(X)
+    certificate = certify(problem)
+    assert certificate.holds
+    V = np.asarray(certificate.V)
+    layers = [V @ np.diag(rng.uniform(0.3, 1, 9)) @ V.T for _ in range(2)]
+    check(chain_bases(problem, layers), problem, layers)
+
+
+def test_singular_values_are_nonnegative_but_in_the_last_layer():
+    rng = np.random.default_rng(1)
+    problem, layers = aligned(rng, (4, 4, 4, 4), *spectra(rng, "negative", (4, 4, 4, 4)))
+    bases = chain_bases(problem, layers).bases
+    for i in (0, 1):
+        assert (np.diagonal(bases[i + 1].T @ layers[i] @ bases[i]) > 0).all()
+
+
+def test_layers_that_are_not_aligned_are_refused_with_the_defect():
+    rng = np.random.default_rng(2)
+    problem = aj.factorization(rng.standard_normal((4, 4)))
+    layers = [rng.standard_normal((4, 4)) for _ in range(3)]
+    with pytest.raises(NotAlignedError, match="not aligned") as caught:
+        chain_bases(problem, layers)
+    assert caught.value.defect > 1e-2
+
+
+def test_commuting_pairs_are_not_enough():
+    rng = np.random.default_rng(3)
+    layers = [rng.standard_normal((4, 4)), np.eye(4), rng.standard_normal((4, 4))]
+    with pytest.raises(NotAlignedError):
+        chain_bases(aj.factorization(np.eye(4)), layers)
+
+
+def test_a_small_defect_is_measured_at_its_size():
+    rng = np.random.default_rng(4)
+    problem, layers = aligned(rng, (4, 4, 4), *spectra(rng, "generic", (4, 4, 4)))
+    layers[1] = layers[1] + 1e-6 * rng.standard_normal((4, 4))
+    with pytest.raises(NotAlignedError) as caught:
+        chain_bases(problem, layers)
+    assert 1e-8 < caught.value.defect < 1e-4
+    assert chain_bases(problem, layers, tolerance=1e-4).defect == caught.value.defect
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (2, 5), (5, 2), (1, 4)], ids=str)
+@pytest.mark.parametrize("kind", ["generic", "repeated", "low rank target", "low rank inputs"])
+def test_certify_finds_common_bases_of_moments(kind, shape):
+    rng = np.random.default_rng(5)
+    values, target, inputs = spectra(rng, kind, (shape[1], shape[0]))
+    problem, _ = aligned(rng, (shape[1], shape[0]), values, target, inputs)
+    certificate = certify(problem)
+    assert certificate.verdict == "yes"
+    assert certificate.residual < 1e-13
+    np.testing.assert_allclose(
+        certificate.target_spectrum, np.sort(target)[::-1], rtol=1e-12, atol=1e-13
+    )
+    np.testing.assert_allclose(
+        np.sort(certificate.input_spectrum), np.sort(inputs), rtol=1e-12, atol=1e-13
+    )
+
+
+def test_certify_says_no_to_generic_data_and_cannot_tell_in_between():
+    rng = np.random.default_rng(6)
+    X, Y = rng.standard_normal((50, 4)), rng.standard_normal((50, 3))
+    certificate = certify(aj.regression(X, Y))
+    assert certificate.verdict == "no"
+    assert not certificate.holds
+    assert certificate.commutator > 1e-4
+    sxx = np.diag([1.0, 2.0, 3.0]) + 1e-8 * np.ones((3, 3))
+    between = certify(aj.from_moments(sxx, np.diag([3.0, 2.0, 1.0]), 20.0))
+    assert between.verdict == "cannot tell"
+    assert certify(
+        aj.from_moments(sxx, np.diag([3.0, 2.0, 1.0]), 20.0), tolerance_yes=1e-7
+    ).holds
+
+
+@pytest.mark.parametrize("make", [aj.autoencoding, aj.factorization, aj.inversion])
+def test_the_papers_aligned_problems_are_certified(make):
+    assert certify(make(np.random.default_rng(7).standard_normal((5, 5)))).holds
+
+
+def test_sensing_with_common_bases_is_certified_and_without_refused():
+    rng = np.random.default_rng(8)
+    u, v = rotation(rng, 4), rotation(rng, 5)
+    good = np.stack([u @ rectangle(rng.standard_normal(4), 4, 5) @ v.T for _ in range(6)])
+    assert certify(aj.sensing(good, rng.standard_normal(6))).holds
+    bad = rng.standard_normal((6, 4, 5))
+    assert certify(aj.sensing(bad, rng.standard_normal(6))).verdict == "no"
+
+
+def test_float32_is_judged_by_its_own_tolerance():
+    rng = np.random.default_rng(9)
+    X = jnp.asarray(rng.standard_normal((20, 5)), jnp.float32)
+    certificate = certify(aj.autoencoding(X))
+    assert certificate.holds
+    assert certificate.U.dtype == jnp.float32
+
+
+def test_other_losses_and_traced_problems_are_refused():
+    X, labels = np.eye(3), np.array([1, -1, 1])
+    with pytest.raises(TypeError, match="squared loss"):
+        certify(aj.classification(X, labels, loss="logistic"))
+    with pytest.raises(TypeError, match="traced"):
+        jax.jit(lambda p: certify(p).U)(aj.autoencoding(X))
+    with pytest.raises(ValueError, match="tolerance_yes"):
+        certify(aj.autoencoding(X), tolerance_yes=1.0, tolerance_no=0.1)
+    with pytest.raises(ValueError, match="weights map"):
+        chain_bases(aj.autoencoding(X), [np.eye(4)])

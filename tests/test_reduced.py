@@ -1,0 +1,146 @@
+"""The recursion in singular values is what training of full matrices does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import alignjax as aj
+from alignjax.reduced import reduced_gradient, reduced_risk
+from alignjax.theory.alignment import stability_threshold
+
+
+def rotation(rng, k):
+    return np.linalg.qr(rng.standard_normal((k, k)))[0]
+
+
+def network(seed, widths):
+    """A well-conditioned aligned problem and a start with singular values in U(0.3, 1)."""
+    rng = np.random.default_rng(seed)
+    bases = [rotation(rng, k) for k in widths]
+    inputs = rng.uniform(0.8, 1.2, widths[0])
+    target = np.zeros((widths[-1], widths[0]))
+    np.fill_diagonal(target, rng.uniform(0.6, 1.0, min(target.shape)))
+    layers = []
+    for into, out in zip(bases, bases[1:], strict=False):
+        s = np.zeros((len(out), len(into)))
+        np.fill_diagonal(s, rng.uniform(0.3, 1.0, min(s.shape)))
+        layers.append(jnp.asarray(out @ s @ into.T))
+    sxx = (bases[0] * inputs) @ bases[0].T
+    problem = aj.from_moments((sxx + sxx.T) / 2, bases[-1] @ target @ bases[0].T, 20.0)
+    return problem, tuple(layers)
+
+
+def assert_layers_agree(left, right, tolerance):
+    for a, b in zip(left, right, strict=True):
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [(4,) * (d + 1) for d in range(2, 9)] + [(3, 5, 5, 2), (5, 2, 4), (6, 4, 5, 1), (7, 5, 3)],
+    ids=str,
+)
+def test_ten_thousand_steps_agree_with_full_matrices(widths):
+    problem, start = network(0, widths)
+    reduced = aj.reduce(problem, start)
+    rate = 0.25 * float(stability_threshold(reduced))
+    full = aj.gradient_descent(problem, start, rate, steps=10_000, save_at=(0, 10, 10_000))
+    short = aj.reduced_descent(reduced, rate, steps=10_000, save_at=(0, 10, 10_000))
+    assert_layers_agree(full.weights, aj.expand(reduced, short.weights), 1e-12)
+    np.testing.assert_allclose(
+        full.observations["risk"], short.observations["risk"], rtol=1e-11, atol=1e-13
+    )
+    np.testing.assert_allclose(full.time, short.time, rtol=1e-14)
+
+
+def test_expand_inverts_reduce():
+    problem, start = network(1, (5, 7, 3, 4))
+    reduced = aj.reduce(problem, start)
+    assert_layers_agree(aj.expand(reduced, reduced.singular_values), start, 1e-14)
+
+
+def test_risk_and_gradient_are_those_of_the_full_matrices():
+    problem, start = network(2, (5, 4, 3, 6))
+    reduced = aj.reduce(problem, start)
+    s = reduced.singular_values
+    np.testing.assert_allclose(reduced_risk(reduced, s), aj.risk(problem, start), rtol=1e-13)
+    by_autodiff = jax.grad(lambda s: aj.risk(problem, aj.expand(reduced, s)))(s)
+    np.testing.assert_allclose(reduced_gradient(reduced, s), by_autodiff, rtol=1e-12, atol=1e-14)
+
+
+def test_per_layer_rates_agree_with_full_matrices():
+    problem, start = network(3, (4, 4, 4, 4))
+    reduced = aj.reduce(problem, start)
+    rates = jnp.array([0.05, 0.1, 0.02])
+    full = aj.gradient_descent(problem, start, rates, steps=300)
+    short = aj.reduced_descent(reduced, rates, steps=300)
+    assert_layers_agree(full.weights, aj.expand(reduced, short.weights), 1e-12)
+    assert short.time.shape == (2, 3)
+
+
+def test_the_recursion_of_sensing_is_exact():
+    rng = np.random.default_rng(4)
+    u, v, inner = rotation(rng, 4), rotation(rng, 5), rotation(rng, 6)
+    diagonals = rng.standard_normal((7, 4))
+    matrices = np.einsum("ka,na,ja->nkj", u, diagonals, v[:, :4])
+    problem = aj.sensing(matrices, rng.standard_normal(7))
+    s = rng.uniform(0.3, 1.0, (2, 4))
+    start = ((inner[:, :4] * s[0]) @ v[:, :4].T, (u * s[1]) @ inner[:, :4].T)
+    reduced = aj.reduce(problem, start)
+    assert reduced.input_spectrum.shape == (4, 4)
+    full = aj.gradient_descent(problem, start, 0.05, steps=2000)
+    short = aj.reduced_descent(reduced, 0.05, steps=2000)
+    assert_layers_agree(full.weights, aj.expand(reduced, short.weights), 1e-11)
+    np.testing.assert_allclose(
+        full.observations["risk"], short.observations["risk"], rtol=1e-11
+    )
+
+
+def test_rates_and_starts_run_under_vmap_and_grad():
+    problem, start = network(5, (3, 3, 3))
+    reduced = aj.reduce(problem, start)
+    rates = jnp.array([0.05, 0.1, 50.0])
+
+    def last_risk(rate):
+        run = aj.reduced_descent(reduced, rate, steps=20)
+        return run.observations["risk"][-1]
+
+    runs = jax.vmap(lambda rate: aj.reduced_descent(reduced, rate, steps=20))(rates)
+    assert runs.status.tolist() == [aj.Status.COMPLETED, aj.Status.COMPLETED, aj.Status.DIVERGED]
+    for i in (0, 1):
+        alone = aj.reduced_descent(reduced, rates[i], steps=20)
+        np.testing.assert_allclose(runs.weights[i], alone.weights, rtol=1e-14)
+    slopes = jax.vmap(jax.grad(last_risk))(rates)[:2]
+    h = 1e-6
+    numeric = [(last_risk(r + h) - last_risk(r - h)) / (2 * h) for r in rates[:2]]
+    np.testing.assert_allclose(slopes, numeric, rtol=1e-6)
+    starts = jnp.stack([reduced.singular_values, 0.5 * reduced.singular_values])
+    many = jax.vmap(lambda s: aj.reduced_descent(reduced, 0.1, steps=5, singular_values=s))(starts)
+    assert many.weights.shape == (2, 2, 3)
+
+
+def test_divergence_freezes_the_last_finite_state():
+    problem, start = network(6, (3, 3, 3))
+    reduced = aj.reduce(problem, start)
+    run = aj.reduced_descent(reduced, 10.0, steps=200, save_at=(0, 100, 200))
+    assert run.status == aj.Status.DIVERGED
+    assert 0 < run.stopped_at < 100
+    assert np.isfinite(run.weights).all()
+    np.testing.assert_array_equal(run.weights, run.observations["singular_values"][1])
+    np.testing.assert_allclose(run.time[-1], 10.0 * run.stopped_at)
+
+
+def test_what_is_not_aligned_or_traced_is_refused():
+    problem, start = network(7, (3, 3, 3))
+    with pytest.raises(aj.NotAlignedError):
+        aj.reduce(problem, (start[0], np.ones((3, 3)) + start[1]))
+    with pytest.raises(TypeError, match="traced"):
+        jax.jit(lambda w: aj.reduce(problem, w).U)(start)
+    reduced = aj.reduce(problem, start)
+    with pytest.raises(ValueError, match=r"singular_values must have shape"):
+        aj.reduced_descent(reduced, 0.1, steps=1, singular_values=jnp.ones((3, 3)))
+    with pytest.raises(ValueError, match="learning_rate"):
+        aj.reduced_descent(reduced, -0.1, steps=1)
+    with pytest.raises(TypeError, match="reduced must be"):
+        aj.expand(problem, jnp.ones((2, 3)))
