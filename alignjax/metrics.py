@@ -113,8 +113,8 @@ def chain_alignment(weights: Sequence[Float[Array, "k_i k_j"]]) -> Float[Array, 
         c_i = 1 - sqrt(2) max_{j < i < k} ||[A_j A_j^T, B_k^T B_k]||_F,
         A_j = W_i ... W_{j+1},  B_k = W_k ... W_{i+1},  of layers scaled to ||W_l||_F = 1
 
-    Bases ``P_0, ..., P_d`` with all ``P_i^T W_i P_{i-1}`` diagonal make every ``c_i`` 1. The test of
-    neighbours alone is weaker: with ``W_2 = I`` it passes whatever ``W_1`` and ``W_3`` are. The
+    Bases ``P_0, ..., P_d`` with all ``P_i^T W_i P_{i-1}`` diagonal make every ``c_i`` 1. The test
+    of neighbours alone is weaker: with ``W_2 = I`` it passes whatever ``W_1`` and ``W_3`` are. The
     commutators are divided by the layers' norms, not by the products', because an aligned chain can
     have a zero product; products of many layers are small at that scale, and so is their defect.
 
@@ -396,7 +396,8 @@ def margin(problem: Problem, weights: Sequence[Float[Array, "k_i k_j"]]) -> Floa
     Example:
         >>> import alignjax as aj, jax.numpy as jnp
         >>> from alignjax.metrics import margin
-        >>> problem = aj.classification(jnp.array([[1.0, 0.0], [0.0, -2.0]]), jnp.array([1.0, -1.0]))
+        >>> X, labels = jnp.array([[1.0, 0.0], [0.0, -2.0]]), jnp.array([1.0, -1.0])
+        >>> problem = aj.classification(X, labels)
         >>> margin(problem, (jnp.array([[3.0, 4.0]]),)).round(3).item()
         0.6
     """
@@ -430,9 +431,10 @@ def sharpness(
         max_v <v, H v> / <v, v>,  H v = d/de gradient(weights + e v)
 
     Gradient descent near a minimum is stable for ``learning_rate * sharpness < 2``. Two power
-    iterations find it: one on ``H`` for its spectral radius ``rho``, one on ``H + rho I``, which has
-    no negative eigenvalue, so that neither a larger negative eigenvalue nor a pair ``+-rho`` (every
-    saddle at zero has one) misleads it. It can be differentiated where the eigenvalue is simple.
+    iterations find it: one on ``H`` for its spectral radius ``rho``, one on ``H + rho I``, which
+    has no negative eigenvalue, so that neither a larger negative eigenvalue nor a pair ``+-rho``
+    (as two layers have at zero) misleads it. It can be differentiated where the eigenvalue is
+    simple.
 
     Args:
         problem: any problem.
@@ -479,6 +481,7 @@ def sharpness(
 def _outputs(problem: SampleProblem, layers: tuple[Array, ...]) -> Array:
     """What the network gives for each sample, shape ``(n, k_d)``."""
     core, inside = to_span(problem, layers)
+    assert isinstance(core, SampleProblem)  # to_span keeps the kind of problem
     return core.outputs(*split_products(inside))
 
 
@@ -512,7 +515,8 @@ def _top_vector(
 
 
 def _inner(a: tuple, b: tuple) -> Array:
-    return sum((jnp.vdot(x, y, precision="highest") for x, y in zip(a, b, strict=True)), start=0.0)
+    parts = [jnp.vdot(x, y, precision="highest") for x, y in zip(a, b, strict=True)]
+    return jnp.stack(parts).sum()
 
 
 def _length(vector: tuple) -> Array:

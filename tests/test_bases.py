@@ -195,9 +195,7 @@ def test_certify_says_no_to_generic_data_and_cannot_tell_in_between():
     sxx = np.diag([1.0, 2.0, 3.0]) + 1e-8 * np.ones((3, 3))
     between = certify(aj.from_moments(sxx, np.diag([3.0, 2.0, 1.0]), 20.0))
     assert between.verdict == "cannot tell"
-    assert certify(
-        aj.from_moments(sxx, np.diag([3.0, 2.0, 1.0]), 20.0), tolerance_yes=1e-7
-    ).holds
+    assert certify(aj.from_moments(sxx, np.diag([3.0, 2.0, 1.0]), 20.0), tolerance_yes=1e-7).holds
 
 
 @pytest.mark.parametrize("make", [aj.autoencoding, aj.factorization, aj.inversion])

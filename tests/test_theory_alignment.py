@@ -1,5 +1,7 @@
 """Conditions, bounds and predictions about alignment hold in training."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +49,7 @@ def test_the_threshold_is_the_largest_curvature_at_the_minimum(widths):
     )
     start = tuple(
         jnp.zeros((b, a)).at[jnp.arange(r), jnp.arange(r)].set(rng.uniform(0.3, 1, r))
-        for a, b in zip(widths, widths[1:], strict=False)
+        for a, b in pairwise(widths)
     )
     reduced = aj.reduce(problem, start)
     s = theory.minimum_singular_values(reduced, reduced.singular_values)
@@ -130,9 +132,7 @@ def test_minimum_norm_is_reached_and_not_undercut(depth, shape):
 
 def test_two_layers_cost_twice_the_nuclear_norm():
     P = jnp.asarray(np.random.default_rng(3).standard_normal((4, 3)))
-    np.testing.assert_allclose(
-        theory.minimum_norm(P, 2), 2 * jnp.linalg.norm(P, "nuc"), rtol=1e-13
-    )
+    np.testing.assert_allclose(theory.minimum_norm(P, 2), 2 * jnp.linalg.norm(P, "nuc"), rtol=1e-13)
 
 
 def test_factorizations_that_are_too_narrow_are_refused():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import product
 
 import numpy as np
 
@@ -77,8 +78,7 @@ class ArcFinder:
         self.start: list[int] = []  # per arc, the vertex of its birth
         self.columns: list[list[Host]] = []  # per arc, its direction at each vertex it meets
         self.clusters: list[list[int]] = []
-        product = reduce(lambda done, w: w @ done, self.layers)
-        both = self.link.T @ product
+        both = self.link.T @ reduce(lambda done, w: w @ done, self.layers)
         known = [*symmetric, *self._told_apart(0), _if_known(both + both.T)]
         self._give_birth(0, np.eye(self.widths[0]), known)
 
@@ -86,8 +86,7 @@ class ArcFinder:
         """Full orthogonal bases ``P_0, ..., P_d``, arcs of equal index following each other."""
         for vertex in range(1, len(self.widths)):
             self._carry(vertex)
-        partners = self._pair_broken_arcs()
-        return self._place(partners)
+        return self._place(self._pair_broken_arcs())
 
     def _told_apart(self, vertex: int) -> list[Host]:
         """Matrices that tell directions at a vertex apart by what later layers make of them."""
@@ -103,6 +102,8 @@ class ArcFinder:
         if space.shape[1] == 0:
             return
         seen = [space.T @ _scaled(m) @ space for m in known]
+        # The diagonalization scales what it is given, so roundoff must not reach it.
+        seen = [m if np.linalg.norm(m) > self.dead else np.zeros_like(m) for m in seen]
         basis = joint_diagonalize(seen)
         values = np.stack([np.einsum("ja,jk,ka->a", basis, m, basis) for m in seen])
         first = len(self.start)
@@ -209,42 +210,115 @@ class ArcFinder:
         return partners
 
     def _place(self, partners: dict[int, int]) -> list[Host]:
-        """Give every arc a column index that it keeps, and read off the bases."""
-        depth = len(self.layers)
-        roots = [a for a, start in enumerate(self.start) if start == 0]
-        roots.sort(key=lambda a: (-self._end(a), a not in partners))
-        slots: list[int | None] = list(roots)
-        slots += [None] * (max(self.widths) - len(roots))
-        waits = {i: partners[a] for i, a in enumerate(roots) if a in partners}
-        out = [self._basis(0, slots)]
-        for vertex in range(1, depth + 1):
-            width = self.widths[vertex]
-            present = [a for a in slots if a is not None and self._end(a) >= vertex]
-            slots = [a if a in present else None for a in slots]
-            stranded = [a for a in slots[width:] if a is not None]
-            slots[width:] = [None] * (len(slots) - width)
-            born = [a for a, start in enumerate(self.start) if start == vertex]
-            for slot, arc in waits.items():
-                if arc in born and slot < width and slots[slot] is None:
-                    slots[slot] = arc
-                    born.remove(arc)
-            for arc in sorted(born + stranded, key=lambda a: -self._end(a)):
-                empty = [i for i in range(width) if slots[i] is None]
-                # A slot that waits for a later arc takes only what ends before that one begins.
-                fits = [
-                    i
-                    for i in empty
-                    if i not in waits
-                    or self.start[waits[i]] <= vertex
-                    or self._end(arc) < self.start[waits[i]]
-                ]
-                slots[(fits or empty)[0]] = arc
-            out.append(self._basis(vertex, slots))
+        """Give every arc a column index that it keeps, and read off the bases.
+
+        Index ``c`` exists at the vertices wider than ``c``, and the arcs that carry it must tile
+        each run of such vertices. No greedy order is always right, so a few are tried; arcs that
+        no order can place are put where there is room, and the defect will show it.
+        """
+        best: list[list[int | None]] | None = None
+        for longest_first, partners_first in product((True, False), (True, False)):
+            table = self._tiled(partners, longest_first, partners_first)
+            if best is None or _gaps(table) < _gaps(best):
+                best = table
+        assert best is not None  # four orders were tried
+        out = []
+        for vertex, row in enumerate(best):
+            placed = {a for a in row if a is not None}
+            met = [a for a, s in enumerate(self.start) if s <= vertex <= self._end(a)]
+            rest = iter([a for a in met if a not in placed])
+            arcs = [next(rest) if a is None else a for a in row]
+            out.append(np.stack([self.columns[a][vertex - self.start[a]] for a in arcs], axis=1))
         return out
 
-    def _basis(self, vertex: int, slots: Sequence[int | None]) -> Host:
-        arcs = [a for a in slots[: self.widths[vertex]] if a is not None]
-        return np.stack([self.columns[a][vertex - self.start[a]] for a in arcs], axis=1)
+    def _tiled(
+        self, partners: dict[int, int], longest_first: bool, partners_first: bool
+    ) -> list[list[int | None]]:
+        """Which arc has which index at every vertex; None where no arc fitted."""
+        table: list[list[int | None]] = [[None] * width for width in self.widths]
+        bound = {*partners, *partners.values()}
+        free: list[list[int]] = [[] for _ in self.widths]
+        for arc, start in enumerate(self.start):
+            if arc not in bound:
+                free[start].append(arc)
+        for arcs in free:
+            arcs.sort(key=self._end, reverse=longest_first)
+        pairs: list[tuple[int, ...]] = list(partners.items())
+
+        for index in range(max(self.widths) - 1, -1, -1):
+            runs = _runs([width > index for width in self.widths])
+            options: list[tuple[int, ...]] = [(), *self._distinct(pairs)]
+            for ends in options[1:] + options[:1] if partners_first else options:
+                tiles = self._tile_all(free, self._without(runs, ends))
+                if tiles is not None:
+                    break
+            else:
+                ends, tiles = (), [t for run in runs for t in self._tiles(free, *run) or []]
+            if ends:
+                pairs.remove(ends)
+            for arc in tiles:
+                free[self.start[arc]].remove(arc)
+            for arc in (*ends, *tiles):
+                for vertex in range(self.start[arc], self._end(arc) + 1):
+                    table[vertex][index] = arc
+        return table
+
+    def _distinct(self, pairs: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """One pair of partners of each extent."""
+        return list({(self._end(h), self.start[t]): (h, t) for h, t in reversed(pairs)}.values())
+
+    def _without(
+        self, runs: list[tuple[int, int]], ends: tuple[int, ...]
+    ) -> list[tuple[int, int]] | None:
+        """What is left to tile once a pair of partners holds both ends; None if it does not fit."""
+        if not ends:
+            return runs
+        head, tail = self._end(ends[0]), self.start[ends[1]]
+        (first, head_room), (tail_room, last) = runs[0], runs[-1]
+        whole = first == 0 and last == len(self.layers)
+        if not (whole and head <= head_room and tail >= tail_room):
+            return None
+        spans = [(max(a, head + 1), min(b, tail - 1)) for a, b in runs]
+        return [(a, b) for a, b in spans if a <= b]
+
+    def _tile_all(
+        self, free: list[list[int]], spans: list[tuple[int, int]] | None
+    ) -> list[int] | None:
+        """Tiles of all the spans, or None where one has none."""
+        if spans is None:
+            return None
+        tiles = [self._tiles(free, *span) for span in spans]
+        return None if None in tiles else [arc for some in tiles for arc in some or []]
+
+    def _tiles(self, free: list[list[int]], first: int, last: int) -> list[int] | None:
+        """Free arcs that follow each other from vertex ``first`` to ``last``, or None."""
+        blocked: set[int] = set()
+
+        def follow(vertex: int) -> list[int] | None:
+            if vertex > last:
+                return []
+            tried = set()
+            for arc in free[vertex] if vertex not in blocked else []:
+                end = self._end(arc)
+                if end <= last and end not in tried:
+                    tried.add(end)
+                    rest = follow(end + 1)
+                    if rest is not None:
+                        return [arc, *rest]
+            blocked.add(vertex)
+            return None
+
+        return follow(first)
+
+
+def _runs(inside: list[bool]) -> list[tuple[int, int]]:
+    """First and last positions of the runs of True."""
+    edges = np.flatnonzero(np.diff(np.array([False, *inside, False], int)))
+    return [(int(a), int(b) - 1) for a, b in edges.reshape(-1, 2)]
+
+
+def _gaps(table: list[list[int | None]]) -> int:
+    return sum(row.count(None) for row in table)
 
 
 def _scaled(matrix: Host) -> Host:
