@@ -174,6 +174,8 @@ def as_count(value: Any, name: str, *, minimum: int = 0) -> int:
         raise TypeError(f"{name} must be an integer, got {describe(value)}") from error
     if count < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {count}")
+    if count >= 2**31:  # counts are int32 on the device
+        raise ValueError(f"{name} must be below 2**31, got {count}")
     return count
 
 
@@ -203,7 +205,7 @@ def as_key(key: Any, name: str = "key") -> jax.Array:
     """
     is_key = isinstance(key, jax.Array) and (
         jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        or (key.dtype == jnp.uint32 and key.ndim >= 1)
+        or (key.dtype == jnp.uint32 and key.ndim == 1)
     )
     if not is_key:
         raise TypeError(f"{name} must be a key from jax.random.key(seed), got {describe(key)}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float
@@ -106,7 +107,21 @@ def gradient_descent(
 
 
 def _observer(problem: Problem, observe: Observe | None) -> Observe:
-    return (lambda weights: {"risk": risk(problem, weights)}) if observe is None else observe
+    if observe is None:
+        return lambda weights: {"risk": risk(problem, weights)}
+
+    def look(weights: tuple[Array, ...]) -> Any:
+        seen = observe(weights)
+        for leaf in jax.tree.leaves(seen):
+            if not isinstance(
+                leaf, (jax.Array, np.ndarray, np.number, np.bool_, complex, float, int)
+            ):
+                raise TypeError(
+                    f"observe must return a pytree of arrays, got {describe(leaf)} in it"
+                )
+        return seen
+
+    return look
 
 
 @partial(jax.jit, static_argnames=("steps", "save_at", "observe", "engine"))
@@ -245,7 +260,7 @@ def _optimizer_descent(
             batch, order = (core, order) if batches is None else batches.at(start + index, order)
             # Most optimizers act entry by entry, so unlike plain descent they must see the layers
             # themselves and not coordinates of them.
-            value, slope, ok = checked_gradient(batch, to_span(problem, layers)[1])
+            (value, slope), ok = checked_gradient(batch, to_span(problem, layers)[1])
             return (value, lift_gradient(problem, slope), order), ok
 
         def update(state: Any, found: Any) -> Any:

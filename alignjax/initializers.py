@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alignjax._validation import as_key, as_real, as_widths
-from alignjax.bases import NotAlignedError, certify
+from alignjax._validation import as_key, as_real, as_widths, describe
+from alignjax.bases import Certificate, NotAlignedError, certify
 from alignjax.linalg import matmul
 from alignjax.problems import Problem
 
@@ -170,6 +170,11 @@ def aligned(
                 f"pass None for layers aligned to each other only",
                 float(certificate.residual),
             )
+    if not isinstance(certificate, Certificate):
+        raise TypeError(
+            f"problem_or_certificate must be a problem, a certificate or None, got "
+            f"{describe(certificate)}"
+        )
     U, V = jnp.asarray(certificate.U, values.dtype), jnp.asarray(certificate.V, values.dtype)
     if (V.shape[0], U.shape[0]) != (widths[0], widths[-1]):
         raise ValueError(

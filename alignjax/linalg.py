@@ -8,8 +8,8 @@ by default.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
-from typing import TypeVar
+from functools import partial, reduce, wraps
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from alignjax._validation import as_real, as_weights
 __all__ = [
     "chain_gradients",
     "end_to_end",
+    "guarded",
     "joint_diagonalize",
     "leave_one_out_products",
     "matmul",
@@ -156,10 +157,13 @@ def leave_one_out_products(factors: Float[Array, "d r"]) -> Float[Array, "d r"]:
         >>> leave_one_out_products(jnp.array([2.0, 3.0, 0.0])).tolist()
         [0.0, 0.0, 6.0]
     """
-    ones = jnp.ones_like(factors[:1])
-    before = jnp.cumprod(jnp.concatenate([ones, factors[:-1]]), axis=0)
-    after = jnp.cumprod(jnp.concatenate([ones, factors[:0:-1]]), axis=0)[::-1]
-    return before * after
+    # Unrolled over the few layers, so that it fuses into one pass; a cumulative product would not.
+    before = [jnp.ones_like(factors[0])]
+    after = [jnp.ones_like(factors[0])]
+    for i in range(factors.shape[0] - 1):
+        before.append(before[-1] * factors[i])
+        after.append(after[-1] * factors[-1 - i])
+    return jnp.stack([b * a for b, a in zip(before, reversed(after), strict=True)])
 
 
 def ussvd(
@@ -281,3 +285,31 @@ def leaves_finite(tree: object) -> Array:
     """Whether every number in the tree is finite, as one boolean."""
     finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
     return reduce(jnp.logical_and, finite)
+
+
+def guarded(function: Callable[..., tuple[T, Array]]) -> Callable[..., tuple[T, Array]]:
+    """``(*args) -> (out, ok)`` whose derivatives are zero, not NaN, where it is not ok.
+
+    A run that stops before a bad state is then differentiated as if the state had never been
+    looked at.
+    """
+
+    @jax.custom_jvp
+    def checked(*args: Any) -> tuple[T, Array]:
+        return function(*args)
+
+    @checked.defjvp
+    def rule(primals: tuple, tangents: tuple) -> tuple:
+        out, ok = checked(*primals)
+
+        def mask(tangent: Any) -> Any:
+            is_float0 = getattr(tangent, "dtype", None) == jax.dtypes.float0
+            return tangent if is_float0 else jnp.where(ok, tangent, jnp.zeros_like(tangent))
+
+        # Masked on both sides: the transpose meets the masks in the opposite order.
+        masked = jax.tree.map(mask, tangents)
+        _, tangent_out = jax.jvp(lambda *args: function(*args)[0], primals, masked)
+        tangent_out = jax.tree.map(mask, tangent_out)
+        return (out, ok), (tangent_out, np.zeros(ok.shape, jax.dtypes.float0))
+
+    return wraps(function)(checked)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alignjax._validation import as_count, as_real
+from alignjax._validation import as_count, as_real, describe
 from alignjax.linalg import matmul
 
 __all__ = ["Moments", "accumulate"]
@@ -91,7 +91,10 @@ def accumulate(batches: Iterable[tuple[Any, Any]]) -> Moments:
         (15, 2)
     """
     moments: Moments | None = None
-    for X, Y in batches:
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise ValueError(f"batches must hold pairs (X, Y), got {describe(batch)}")
+        X, Y = batch
         inputs, targets = as_real(X, "X", ndim=2), as_real(Y, "Y", ndim=(1, 2))
         if moments is None:
             width = 1 if targets.ndim == 1 else targets.shape[1]

@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from alignjax._validation import as_count, as_raw, as_real, as_weights, is_concrete
-from alignjax.linalg import chain_gradients, join, leaves_finite, matmul, split_products
+from alignjax.linalg import chain_gradients, guarded, join, leaves_finite, matmul, split_products
 from alignjax.losses import Loss, as_loss, squared
 
 __all__ = [
@@ -694,33 +694,14 @@ def largest_risk(dtype: Any) -> float:
     return float(jnp.finfo(dtype).max) ** 0.5
 
 
-@jax.custom_jvp
+@guarded
 def checked_gradient(
     problem: Problem, weights: tuple[Array, ...]
-) -> tuple[Array, tuple[Array, ...], Array]:
-    """``(risk, gradient, ok)`` of a problem without basis, for the inner loop of a descent.
+) -> tuple[tuple[Array, tuple[Array, ...]], Array]:
+    """``((risk, gradient), ok)`` of a problem without basis, for the inner loop of a descent.
 
-    ``ok`` says that risk and gradient are finite and the risk is at most :func:`largest_risk`. The
-    derivatives of a state that is not ok are zero instead of NaN, so that a run which stops before
-    such a state is differentiated as if it had never been looked at.
+    ``ok`` says that risk and gradient are finite and the risk is at most :func:`largest_risk`.
     """
     value, gradients = chain_gradients(weights, problem._evaluate)
     ok = (value <= largest_risk(value.dtype)) & leaves_finite((value, gradients))
-    return value, gradients, ok
-
-
-@checked_gradient.defjvp
-def _checked_gradient_jvp(primals: tuple, tangents: tuple) -> tuple:
-    value, gradients, ok = checked_gradient(*primals)
-
-    def mask(tangent: Any) -> Any:
-        is_float0 = getattr(tangent, "dtype", None) == jax.dtypes.float0
-        return tangent if is_float0 else jnp.where(ok, tangent, jnp.zeros_like(tangent))
-
-    def evaluate(problem: Problem, weights: tuple[Array, ...]) -> Any:
-        return chain_gradients(weights, problem._evaluate)
-
-    # Masked on both sides: the transpose meets the masks in the opposite order.
-    _, tangent_out = jax.jvp(evaluate, primals, jax.tree.map(mask, tangents))
-    tangent_out = jax.tree.map(mask, tangent_out)
-    return (value, gradients, ok), (*tangent_out, np.zeros(ok.shape, jax.dtypes.float0))
+    return (value, gradients), ok

@@ -20,8 +20,8 @@ from jaxtyping import Array, Float
 from alignjax._validation import as_count, as_learning_rate, as_real, describe
 from alignjax.bases import chain_bases
 from alignjax.bases.moments import ProblemMatrices, spectra
-from alignjax.engines.loop import repeat
-from alignjax.linalg import leave_one_out_products, leaves_finite, matmul
+from alignjax.engines.loop import guarded_steps
+from alignjax.linalg import guarded, leave_one_out_products, leaves_finite, matmul
 from alignjax.problems import MomentProblem
 from alignjax.trajectory import Trajectory, record, save_points
 
@@ -235,23 +235,20 @@ def _reduced_descent(
     largest = float(np.sqrt(jnp.finfo(start.dtype).max))
     per_layer = rate if rate.ndim == 0 else rate[:, None]
 
-    def evaluate(s: Array) -> tuple[Array, Array]:
+    @guarded
+    def checked(reduced: Reduced, s: Array) -> tuple[Array, Array]:
         slope = reduced_gradient(reduced, s)
         # NaN fails the comparison too.
         return slope, leaves_finite(slope) & (reduced_risk(reduced, s) <= largest)
 
-    def body(carry: Any, _: Array) -> Any:
-        s, slope, ok, taken = carry
-        candidate = s - per_layer * slope
-        next_slope, next_ok = evaluate(candidate)
-        ok = ok & next_ok
-        s = jnp.where(ok, candidate, s)
-        return s, jnp.where(ok, next_slope, slope), ok, taken + ok.astype(jnp.int32)
-
     def advance(s: Array, _: Array, count: Array, max_count: int) -> tuple[Array, Array]:
-        carry = (s, *evaluate(s), jnp.zeros((), jnp.int32))
-        s, _, _, taken = repeat(body, carry, count, max_steps=max_count)
-        return s, taken
+        return guarded_steps(
+            lambda s, _: checked(reduced, s),
+            lambda s, slope: s - per_layer * slope,
+            s,
+            count,
+            max_steps=max_count,
+        )
 
     def observe(s: Array) -> dict[str, Array]:
         return {"singular_values": s, "risk": reduced_risk(reduced, s)}

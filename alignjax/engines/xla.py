@@ -24,7 +24,7 @@ def advance(
     rates = jnp.broadcast_to(learning_rate, (len(state),))
 
     def evaluate(weights: tuple[Array, ...], _: Array) -> tuple[tuple[Array, ...], Array]:
-        _, slope, ok = checked_gradient(core, weights)
+        (_, slope), ok = checked_gradient(core, weights)
         return slope, ok
 
     def update(weights: tuple[Array, ...], slope: tuple[Array, ...]) -> tuple[Array, ...]:
