@@ -101,8 +101,17 @@ def as_real(
         )
     if not jnp.issubdtype(array.dtype, np.floating):
         return jnp.asarray(array, dtype=jnp.result_type(float))
+    if jnp.finfo(array.dtype).bits < 32:
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}: convert it first")
     if not isinstance(value, (list, tuple, float, int)):
         _warn_if_narrowed(array, name)
+    if (
+        finite
+        and isinstance(array, np.ndarray)
+        and array.dtype != jax.dtypes.canonicalize_dtype(array.dtype)
+        and np.abs(array).max() > jnp.finfo(jnp.float32).max
+    ):
+        raise ValueError(f"{name} holds {np.abs(array).max():.3g}, which float32 cannot hold")
     return jnp.asarray(array)
 
 

@@ -163,17 +163,17 @@ def aligned(
     certificate = problem_or_certificate
     if isinstance(certificate, Problem):
         certificate = certify(certificate)
-        if certificate.verdict != "yes":
-            raise NotAlignedError(
-                f"the data of this problem have no common bases (verdict {certificate.verdict!r}, "
-                f"residual {float(certificate.residual):.3g}), so no start is aligned with them; "
-                f"pass None for layers aligned to each other only",
-                float(certificate.residual),
-            )
     if not isinstance(certificate, Certificate):
         raise TypeError(
             f"problem_or_certificate must be a problem, a certificate or None, got "
             f"{describe(certificate)}"
+        )
+    if certificate.verdict != "yes":
+        raise NotAlignedError(
+            f"the data of problem_or_certificate have no common bases (verdict "
+            f"{certificate.verdict!r}, residual {float(certificate.residual):.3g}), so no start is "
+            f"aligned with them; pass None for layers aligned to each other only",
+            float(certificate.residual),
         )
     U, V = jnp.asarray(certificate.U, values.dtype), jnp.asarray(certificate.V, values.dtype)
     if (V.shape[0], U.shape[0]) != (widths[0], widths[-1]):

@@ -54,10 +54,18 @@ class Loss:
 
     def values(self, outputs: Float[Array, "n k_d"], targets: Array) -> Float[Array, " n"]:
         """The losses of all samples, shape ``(n,)``."""
-        return jax.vmap(self.value)(outputs, targets)
+        values = jax.vmap(self.value)(outputs, targets)
+        if values.ndim != 1:
+            raise TypeError(
+                f"loss must return one number a sample, but {self.name} returns shape "
+                f"{values.shape[1:]} for outputs of shape {outputs.shape[1:]}"
+            )
+        return values
 
     def derivatives(self, outputs: Float[Array, "n k_d"], targets: Array) -> Float[Array, "n k_d"]:
         """The gradients in the outputs of all samples, shape ``(n, k_d)``."""
+        if self.derivative is None:
+            self.values(outputs, targets)  # a loss that is no scalar is refused by name
         derivative = jax.grad(self.value) if self.derivative is None else self.derivative
         return jax.vmap(derivative)(outputs, targets)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alignjax._validation import as_count, as_real, describe
+from alignjax._validation import as_count, as_real, describe, is_concrete
 from alignjax.linalg import matmul
 
 __all__ = ["Moments", "accumulate"]
@@ -63,6 +63,8 @@ class Moments:
             )
         dtype = self.cross_moment.dtype
         inputs, targets = inputs.astype(dtype), targets.astype(dtype)
+        if is_concrete(self.count) and int(self.count) + inputs.shape[0] >= 2**31:
+            raise ValueError(f"X brings the count of samples beyond 2**31 - 1, from {self.count}")
         count = self.count + inputs.shape[0]
         share = inputs.shape[0] / count.astype(dtype)
 

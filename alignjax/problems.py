@@ -55,8 +55,11 @@ class MomentProblem:
         input_moment: ``Sigma_xx``, shape ``(m, m)``, in coordinates of ``basis`` where that is set.
         cross_moment: ``Sigma_yx``, shape ``(k_d, m)``.
         target_energy: ``(1/n) sum ||y_i||^2``.
-        minimizer: the end-to-end matrix of least risk and least norm, shape ``(k_d, m)``.
+        minimizer: the end-to-end matrix of least risk and least norm, shape ``(k_d, m)``, as far
+            as the precision resolves directions of little input.
         minimum_risk: the risk there.
+        minimizer_slope: the gradient there, ``minimizer Sigma_xx - Sigma_yx``: roundoff, unless
+            such directions were given up; the risk is centred at the minimizer all the same.
         basis: orthonormal columns ``(k_0, m)`` that span the inputs, or None for ``m = k_0``.
         inputs, targets: the samples, ``(n, m)`` and ``(n, k_d)``, kept for minibatches only.
     """
@@ -66,6 +69,7 @@ class MomentProblem:
     target_energy: Array
     minimizer: Array
     minimum_risk: Array
+    minimizer_slope: Array
     basis: Array | None = None
     inputs: Array | None = None
     targets: Array | None = None
@@ -110,6 +114,7 @@ class MomentProblem:
             self.target_energy,
             self.minimizer,
             self.minimum_risk,
+            self.minimizer_slope,
         )
 
     def _evaluate(self, outer: Half, inner: Half) -> Evaluation:
@@ -125,7 +130,8 @@ class MomentProblem:
             return value, matmul(gram, moved) - pulled, into_outer
         product = join(outer, inner)
         slope = matmul(product, self.input_moment) - self.cross_moment
-        value = self.minimum_risk + 0.5 * jnp.vdot(slope, product - self.minimizer)
+        off = product - self.minimizer
+        value = self.minimum_risk + 0.5 * jnp.vdot(slope + self.minimizer_slope, off)
         return value, slope, slope
 
     def _batch(self, index: Array) -> SampleProblem:
@@ -276,10 +282,15 @@ def _centred_risk(
     target_energy: Array,
     minimizer: Array,
     minimum_risk: Array,
+    minimizer_slope: Array,
 ) -> Array:
-    """``minimum + 1/2 <(W - W*) Sigma_xx, W - W*>``: never negative, unlike its expansion."""
+    """``R(W*) + <slope, W - W*> + 1/2 <(W - W*) Sigma_xx, W - W*>``, the slope being roundoff.
+
+    Unlike the expansion around 0 it keeps its digits near the minimum.
+    """
     off = product - minimizer
-    return minimum_risk + 0.5 * jnp.vdot(matmul(off, input_moment), off)
+    square = 0.5 * jnp.vdot(matmul(off, input_moment), off)
+    return jnp.maximum(minimum_risk + square + jnp.vdot(minimizer_slope, off), 0.0)
 
 
 @_centred_risk.defjvp
@@ -364,6 +375,7 @@ def regression(X: Float[Array, "n k_0"], Y: Float[Array, "n k_d"]) -> MomentProb
         (targets**2).sum() / count,
         minimizer,
         0.5 * (errors**2).sum() / count,
+        lax.stop_gradient(matmul(minimizer, input_moment) - cross_moment),
         basis,
         inputs,
         targets,
@@ -435,7 +447,8 @@ def from_moments(
     if all(is_concrete(a) for a in (moment, cross, energy)):
         _check_moments(moment, cross, energy, minimizer, explained)
     floor = 0.5 * jnp.maximum(lax.stop_gradient(energy) - explained, 0.0)
-    return MomentProblem(moment, cross, energy, minimizer, floor)
+    slope = lax.stop_gradient(matmul(minimizer, moment) - cross)
+    return MomentProblem(moment, cross, energy, minimizer, floor, slope)
 
 
 def _check_moments(
@@ -528,6 +541,11 @@ def classification(
         return regression(inputs, jax.nn.one_hot(ids, count, dtype=inputs.dtype))
     outputs: int | None = None
     if chosen.targets == "signs":
+        if classes is not None:
+            raise ValueError(
+                f"classes does not apply to the {chosen.name} loss, which has one output, "
+                f"got {classes}"
+            )
         _check_one_dimensional(ids)
         if is_concrete(ids) and not bool(np.isin(np.asarray(ids), (-1, 1)).all()):
             raise ValueError(
@@ -540,7 +558,9 @@ def classification(
     else:
         targets = jnp.asarray(ids)
         if jnp.issubdtype(targets.dtype, jnp.floating):
-            targets = targets.astype(inputs.dtype)
+            targets = as_real(labels, "labels").astype(inputs.dtype)
+        if classes is not None:
+            outputs = as_count(classes, "classes", minimum=1)
     inputs, basis = _in_span(inputs)
     return SampleProblem(inputs, targets, basis, chosen, outputs)
 

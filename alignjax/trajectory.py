@@ -137,11 +137,12 @@ def record(
     ends = np.array([*save_at, steps], np.int32)
     starts = np.array([0, *ends[:-1]], np.int32)
     counts = ends - starts
+    asked = jnp.arange(len(ends)) < len(save_at)
     max_count = int(counts.max())
 
-    def segment(carry: Any, span: tuple[Array, Array]) -> tuple[Any, Any]:
+    def segment(carry: Any, span: tuple[Array, Array, Array]) -> tuple[Any, Any]:
         state, total, status = carry
-        start, count = span
+        start, count, asked = span
         running = status == Status.COMPLETED
         # Stopped lanes run idle: a branch on their status would be batched under vmap, become a
         # select, and drag the loop's own branches along.
@@ -150,14 +151,14 @@ def record(
         total = jnp.where(running, total + taken, total)
         status = jnp.where(running & (taken < count), Status.DIVERGED, status)
         if reached is not None:
-            stop = (status == Status.COMPLETED) & reached(state)
+            stop = asked & (status == Status.COMPLETED) & reached(state)
             status = jnp.where(stop, Status.REACHED, status)
         return (state, total, status), (observe(state), total)
 
     zero = jnp.zeros((), jnp.int32)
     body = jax.checkpoint(segment, prevent_cse=False)
     carry, (seen, totals) = lax.scan(
-        body, (state, zero, zero), (jnp.asarray(starts), jnp.asarray(counts))
+        body, (state, zero, zero), (jnp.asarray(starts), jnp.asarray(counts), asked)
     )
     state, total, status = carry
     # The stretch to `steps` rides along as one more save point, which nobody asked to see.

@@ -72,7 +72,9 @@ def test_the_constants_are_attained():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("loss", [aj.losses.logistic, aj.losses.cross_entropy], ids=lambda x: x.name)
+@pytest.mark.parametrize(
+    "loss", [aj.losses.logistic, aj.losses.cross_entropy], ids=lambda x: x.name
+)
 def test_confident_outputs_lose_no_precision_and_wrong_ones_do_not_overflow(loss, dtype):
     signs = loss.targets == "signs"
     y = jnp.array([1.0] if signs else [0], dtype if signs else jnp.int32)

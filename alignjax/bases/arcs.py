@@ -140,6 +140,11 @@ class ArcFinder:
                 mixed = mixed - strong @ (strong.T @ mixed)
             self.clusters += self._images(weak, mixed, self.dead, images)
         arcs, columns = self._sorted(images)
+        # More images than dimensions: no aligned chain does this; the defect will show it.
+        lost = set(arcs[self.widths[vertex] :])
+        arcs, columns = arcs[: self.widths[vertex]], columns[:, : self.widths[vertex]]
+        self.clusters = [[a for a in c if a not in lost] for c in self.clusters if {*c} - lost]
+        self.clusters += [[a] for a in lost]
         basis = complete(columns, self.widths[vertex])
         for index, arc in enumerate(arcs):
             self.columns[arc].append(basis[:, index])

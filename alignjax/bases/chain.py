@@ -71,8 +71,8 @@ def chain_bases(
     Source: Radhakrishnan et al. 2020, Definition 2. It asks more than that neighbouring layers
     share singular vectors pair by pair.
     """
-    require_concrete(weights, "weights", "chain_bases")
-    data = problem_matrices(problem, "chain_bases")
+    require_concrete(weights, "weights", "reduce")
+    data = problem_matrices(problem, "reduce")
     checked = as_weights(weights)
     single = data.single or any(w.dtype != np.float64 for w in checked)
     layers = [np.asarray(w, np.float64) for w in checked]

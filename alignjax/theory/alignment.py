@@ -39,6 +39,11 @@ def _matched(spectra: Spectra) -> tuple[Array, Array]:
         raise TypeError(f"spectra must be a Certificate or a Reduced, got {describe(spectra)}")
     if spectra.input_spectrum.ndim != 1:
         raise TypeError("spectra of a sensing problem couple the modes: no formula applies to them")
+    if isinstance(spectra, Certificate) and spectra.verdict == "no":
+        raise ValueError(
+            f"spectra come from a certificate whose verdict is 'no' (residual "
+            f"{float(spectra.residual):.3g}): the modes do not decouple, and no formula applies"
+        )
     target = jnp.asarray(spectra.target_spectrum)
     return target, jnp.asarray(spectra.input_spectrum)[: target.shape[0]]
 

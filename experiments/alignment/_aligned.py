@@ -1,0 +1,60 @@
+"""Aligned problems and starts that several experiments share, and distances between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import alignjax as aj
+from alignjax.linalg import matmul
+from alignjax.problems import MomentProblem
+from alignjax.reduced import Reduced
+
+Weights = tuple[jax.Array, ...]
+PAPER = "Radhakrishnan et al. 2020"
+
+
+def diagonal_problem(inputs: Sequence[float], target: Sequence[float]) -> MomentProblem:
+    """A realizable problem with ``Sigma_xx = diag(inputs)`` and ``Sigma_yx`` diagonal too."""
+    moment, cross = np.diag(inputs), np.zeros((len(target), len(inputs)))
+    np.fill_diagonal(cross, target)
+    return aj.from_moments(moment, cross, np.trace(cross @ np.linalg.solve(moment, cross.T)))
+
+
+def well_conditioned(key: jax.Array, widths: Sequence[int]) -> MomentProblem:
+    """Moments in random common bases, inputs in U(0.8, 1.2) and targets in U(0.6, 1)."""
+    keys = jax.random.split(key, 4)
+    v = jax.random.orthogonal(keys[0], widths[0])
+    u = jax.random.orthogonal(keys[1], widths[-1])
+    inputs = jax.random.uniform(keys[2], (widths[0],), minval=0.8, maxval=1.2)
+    r = min(widths[0], widths[-1])
+    target = jax.random.uniform(keys[3], (r,), minval=0.6, maxval=1.0)
+    moment = matmul(v * inputs, v.T)
+    cross = matmul(u[:, :r] * target, v[:, :r].T)
+    return aj.from_moments((moment + moment.T) / 2, cross, 2.0 * len(target))
+
+
+def relative_errors(found: Weights, expected: Weights) -> jax.Array:
+    """``||dW_i||_F / ||W_i||_F`` of every layer, shape ``(d,)``."""
+    pairs = zip(found, expected, strict=True)
+    return jnp.stack([jnp.linalg.norm(a - b) / jnp.linalg.norm(b) for a, b in pairs])
+
+
+def keep(weights: Any) -> Any:
+    """Observe the state itself; one function, so that runs compile once."""
+    return weights
+
+
+def off_diagonal_share(weights: Weights, reduced: Reduced) -> jax.Array:
+    """The largest ``||off-diagonal part||_F / ||W_i||_F`` in the start's bases, shape ``()``."""
+    bases = (reduced.V, *reduced.inner_bases, reduced.U)
+    shares = []
+    for w, into, out in zip(weights, bases, bases[1:], strict=False):
+        turned = matmul(matmul(out.T, w), into)
+        rest = jnp.where(jnp.eye(*turned.shape, dtype=bool), 0.0, turned)
+        shares.append(jnp.linalg.norm(rest) / jnp.linalg.norm(turned))
+    return jnp.stack(shares).max()
