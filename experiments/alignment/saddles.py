@@ -126,7 +126,7 @@ def _claims(context: Context, found: list[dict[str, Any]], low: float) -> None:
     context.claim_above(
         "any_rate",
         "not in the paper: the stability threshold is necessary, not sufficient",
-        f"some start down to {low:g} leaves the aligned set at every learning rate, down to "
+        f"a start down to {low:g}, picked because it leaves, does so at each rate tried, down to "
         f"{min(SHARES):g} of the threshold: least off-diagonal share over the rates",
         bound=LEFT,
         measured=max(min(r) for r in reached),
