@@ -166,6 +166,23 @@ def as_widths(widths: Any, *, name: str = "widths") -> tuple[int, ...]:
     return out
 
 
+def as_dtype(dtype: Any, name: str = "dtype") -> Any:
+    """float32 or float64; None is the default float.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if dtype is None:
+        return jnp.result_type(float)
+    try:
+        chosen = np.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"{name} must be float32 or float64, got {describe(dtype)}") from error
+    if chosen not in (np.float32, np.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {chosen}")
+    return jax.dtypes.canonicalize_dtype(chosen)
+
+
 def as_count(value: Any, name: str, *, minimum: int = 0) -> int:
     """A static integer of at least ``minimum``.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alignjax._validation import as_key, as_real, as_widths, describe
+from alignjax._validation import as_dtype, as_key, as_real, as_widths, describe
 from alignjax.bases import Certificate, NotAlignedError, certify
 from alignjax.linalg import matmul
 from alignjax.problems import Problem
@@ -41,7 +41,7 @@ def gaussian(key: Array, widths: Sequence[int], scale: Any, *, dtype: Any = None
         TypeError, ValueError: for a key or widths that are none.
     """
     widths, scale = as_widths(widths), as_real(scale, "scale", ndim=0)
-    dtype = jnp.result_type(float) if dtype is None else dtype
+    dtype = as_dtype(dtype)
     return tuple(
         scale.astype(dtype) * jax.random.normal(k, shape, dtype)
         for k, shape in zip(_keys(key, widths), _shapes(widths), strict=True)
@@ -58,7 +58,7 @@ def orthogonal(key: Array, widths: Sequence[int], scale: Any, *, dtype: Any = No
         dtype: of the weights.
     """
     widths, scale = as_widths(widths), as_real(scale, "scale", ndim=0)
-    dtype = jnp.result_type(float) if dtype is None else dtype
+    dtype = as_dtype(dtype)
     draw = jax.nn.initializers.orthogonal()
     return tuple(
         scale.astype(dtype) * draw(k, shape, dtype)
@@ -75,7 +75,7 @@ def identity(widths: Sequence[int], scale: Any, *, dtype: Any = None) -> Weights
         dtype: of the weights.
     """
     widths, scale = as_widths(widths), as_real(scale, "scale", ndim=0)
-    dtype = jnp.result_type(float) if dtype is None else dtype
+    dtype = as_dtype(dtype)
     return tuple(scale.astype(dtype) * jnp.eye(*shape, dtype=dtype) for shape in _shapes(widths))
 
 
@@ -95,7 +95,7 @@ def balanced(key: Array, widths: Sequence[int], scale: Any, *, dtype: Any = None
     Source: Arora et al. 2018, definition of balancedness.
     """
     widths, scale = as_widths(widths), as_real(scale, "scale", ndim=0)
-    dtype = jnp.result_type(float) if dtype is None else dtype
+    dtype = as_dtype(dtype)
     depth, rank = len(widths) - 1, min(widths)
     first, second = jax.random.split(as_key(key))
     product = jax.random.normal(first, (widths[-1], widths[0]), dtype)

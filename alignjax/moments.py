@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alignjax._validation import as_count, as_real, describe, is_concrete
+from alignjax._validation import as_count, as_dtype, as_real, describe, is_concrete
 from alignjax.linalg import matmul
 
 __all__ = ["Moments", "accumulate"]
@@ -38,7 +38,7 @@ class Moments:
         """Nothing seen yet, for ``k_0`` inputs and ``k_d`` outputs."""
         k_0 = as_count(input_width, "input_width", minimum=1)
         k_d = as_count(output_width, "output_width", minimum=1)
-        dtype = jnp.result_type(float) if dtype is None else dtype
+        dtype = as_dtype(dtype)
         return Moments(
             jnp.zeros((), jnp.int32),
             jnp.zeros((k_0, k_0), dtype),

@@ -168,6 +168,19 @@ def test_derivatives_in_the_data_equal_autodiff_of_the_sample_formula(samples):
     close(jax.jit(jax.grad(ours, (0, 1)))(X, Y), jax.grad(direct, (0, 1))(X, Y), 1e-11)
 
 
+def test_derivatives_in_dependent_samples_are_nan_and_never_a_wrong_number():
+    rows = jax.random.normal(jax.random.key(0), (3, 5))
+    weights = (jnp.ones((1, 5)),)
+
+    def value(X):
+        return aj.risk(aj.regression(X, jnp.arange(3.0)), weights)
+
+    assert jnp.isfinite(jax.grad(value)(rows)).all()
+    dependent = rows.at[2].set(rows[0] + rows[1])
+    assert jnp.isnan(jax.grad(value)(dependent)).all()
+    assert jnp.isfinite(value(dependent))
+
+
 def test_derivatives_in_the_moments_equal_autodiff_of_the_expanded_risk():
     X, Y = normal(0, 9, 4), normal(1, 9, 3)
     weights = network((4, 2, 3))

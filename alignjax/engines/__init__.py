@@ -29,7 +29,7 @@ def resolve(engine: str) -> str:
     """
     if engine == "auto":
         return "xla"
-    if engine not in _ENGINES:
+    if not isinstance(engine, str) or engine not in _ENGINES:
         raise ValueError(f"engine must be 'auto' or one of {sorted(_ENGINES)}, got {engine!r}")
     return engine
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 import alignjax as aj
 from alignjax.linalg import matmul
@@ -25,17 +26,31 @@ def diagonal_problem(inputs: Sequence[float], target: Sequence[float]) -> Moment
     return aj.from_moments(moment, cross, np.trace(cross @ np.linalg.solve(moment, cross.T)))
 
 
-def well_conditioned(key: jax.Array, widths: Sequence[int]) -> MomentProblem:
-    """Moments in random common bases, inputs in U(0.8, 1.2) and targets in U(0.6, 1)."""
-    keys = jax.random.split(key, 4)
-    v = jax.random.orthogonal(keys[0], widths[0])
-    u = jax.random.orthogonal(keys[1], widths[-1])
-    inputs = jax.random.uniform(keys[2], (widths[0],), minval=0.8, maxval=1.2)
-    r = min(widths[0], widths[-1])
-    target = jax.random.uniform(keys[3], (r,), minval=0.6, maxval=1.0)
+def rotated_problem(
+    key: jax.Array, inputs: ArrayLike, target: ArrayLike, k_d: int
+) -> MomentProblem:
+    """Moments with these spectra in random common bases, ``k_d`` outputs."""
+    inputs, target = jnp.asarray(inputs), jnp.asarray(target)
+    input_key, output_key = jax.random.split(key)
+    v = jax.random.orthogonal(input_key, len(inputs))
+    u = jax.random.orthogonal(output_key, k_d)
+    r = len(target)
     moment = matmul(v * inputs, v.T)
     cross = matmul(u[:, :r] * target, v[:, :r].T)
-    return aj.from_moments((moment + moment.T) / 2, cross, 2.0 * len(target))
+    return aj.from_moments((moment + moment.T) / 2, cross, 2.0 * r)
+
+
+def well_conditioned(key: jax.Array, widths: Sequence[int]) -> MomentProblem:
+    """Moments in random common bases, inputs in U(0.8, 1.2) and targets in U(0.6, 1).
+
+    Small inputs go with large targets, so that a bottleneck keeps the modes of the most gain
+    ``λ'^2 / λ``; the others' growth would leave the aligned set.
+    """
+    bases, input_key, target_key = jax.random.split(key, 3)
+    r = min(widths[0], widths[-1])
+    inputs = jnp.sort(jax.random.uniform(input_key, (widths[0],), minval=0.8, maxval=1.2))
+    target = jnp.sort(jax.random.uniform(target_key, (r,), minval=0.6, maxval=1.0))[::-1]
+    return rotated_problem(bases, inputs, target, widths[-1])
 
 
 def relative_errors(found: Weights, expected: Weights) -> jax.Array:

@@ -152,11 +152,13 @@ def _draw_figure(
         axes[0].plot(step, seen["loss"], color="black")
         axes[0].axhline(LOSS_REACHED, color="0.5", linestyle=":", label="loss at which to stop")
         axes[0].set(yscale="log", ylabel=f"loss ({loss})")
-        axes[0].legend(loc="lower left")
+        axes[0].legend(loc="upper right")
         for quantity in ("alignment", "invariance", "strong invariance"):
             axes[1].plot(step, seen[quantity].mean(axis=1), label=quantity)
         axes[1].axhline(chance, color="0.5", linestyle=":", label="alignment by chance")
-        axes[1].set(ylabel="share (1 = kept)")
+        lowest = axes[1].get_ylim()[0]
+        # room for the legend below the curves
+        axes[1].set(ylabel="share (1 = kept)", ylim=(lowest - 0.7 * (1 - lowest), None))
         axes[1].legend(loc="lower left")
         for panel in axes:
             # step 0 has its place on the axis
