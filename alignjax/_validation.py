@@ -212,13 +212,15 @@ def as_learning_rate(learning_rate: Any, depth: int) -> jax.Array:
         TypeError: if it is not a real number or array.
         ValueError: for another shape, NaN, infinite or negative rates.
     """
+    raw = as_raw(learning_rate, "learning_rate")
     rate = as_real(learning_rate, "learning_rate", finite=False)
     if rate.shape not in ((), (depth,)):
         raise ValueError(
             f"learning_rate must be a scalar or one rate a layer, shape () or ({depth},), got "
             f"shape {rate.shape}; to run many rates at once use jax.vmap over this function"
         )
-    if is_concrete(rate) and not bool(((rate >= 0) & jnp.isfinite(rate)).all()):
+    # Inside jit a number becomes traced as soon as it is an array of JAX's.
+    if is_concrete(raw) and not bool(((raw >= 0) & np.isfinite(raw)).all()):
         raise ValueError(f"learning_rate must be finite and at least 0, got {learning_rate}")
     return rate
 

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "moments": {"linalg"},
     "bases": BELOW_PROBLEMS | {"problems"},
     "initializers": BELOW_PROBLEMS | {"problems", "bases"},
-    "metrics": BELOW_PROBLEMS | {"problems"},
+    "metrics": {"linalg", "problems"},
     "engines": BELOW_ENGINES,
     # The loop that counts and freezes knows nothing of networks: the oracle may stand on it.
     "engines.loop": set(),

@@ -11,8 +11,10 @@ orthonormal directions, the problem's ``basis``, and everything is computed in c
 
 from __future__ import annotations
 
+from alignjax.problems.by_outputs import ByOutputs
 from alignjax.problems.classification import classification
 from alignjax.problems.evaluate import (
+    check_fit,
     check_weights,
     checked_gradient,
     from_span,
@@ -35,11 +37,13 @@ from alignjax.problems.least_squares import (
 )
 
 __all__ = [
+    "ByOutputs",
     "MomentProblem",
     "Problem",
     "SampleProblem",
     "SensingProblem",
     "autoencoding",
+    "check_fit",
     "check_weights",
     "checked_gradient",
     "classification",

@@ -21,25 +21,36 @@ def check_weights(problem: Problem, weights: Any) -> tuple[Array, ...]:
         TypeError: if ``problem`` is no problem or ``weights`` no sequence of real matrices.
         ValueError: if shapes do not chain or do not fit the data.
     """
+    _check_problem(problem)
+    layers = as_weights(weights)
+    check_fit(problem, layers[0].shape[1], layers[-1].shape[0], "weights", len(layers))
+    dtype = jnp.result_type(problem.dtype, layers[0].dtype)
+    return tuple(w.astype(dtype) for w in layers)
+
+
+def _check_problem(problem: Any) -> None:
     if not isinstance(problem, Problem):
         raise TypeError(
             f"problem must come from regression, classification, sensing, ..., got "
             f"{type(problem).__name__}"
         )
-    layers = as_weights(weights)
-    ends = layers[0].shape[1], layers[-1].shape[0]
+
+
+def check_fit(problem: Problem, inputs: int, outputs: int, name: str, depth: int) -> None:
+    """Check that layers called ``name``, of these outer widths, fit the problem.
+
+    Raises:
+        TypeError: if ``problem`` is no problem.
+        ValueError: if the widths differ.
+    """
+    _check_problem(problem)
     wanted = problem.input_width, problem.output_width
-    if ends[0] != wanted[0]:
+    if inputs != wanted[0]:
+        raise ValueError(f"{name}[0] takes {inputs} inputs, but the problem has k_0 = {wanted[0]}")
+    if wanted[1] is not None and outputs != wanted[1]:
         raise ValueError(
-            f"weights[0] takes {ends[0]} inputs, but the problem has k_0 = {wanted[0]}"
+            f"{name}[{depth - 1}] gives {outputs} outputs, but the problem has k_d = {wanted[1]}"
         )
-    if wanted[1] is not None and ends[1] != wanted[1]:
-        raise ValueError(
-            f"weights[{len(layers) - 1}] gives {ends[1]} outputs, but the problem has "
-            f"k_d = {wanted[1]}"
-        )
-    dtype = jnp.result_type(problem.dtype, layers[0].dtype)
-    return tuple(w.astype(dtype) for w in layers)
 
 
 def to_span(problem: Problem, weights: tuple[Array, ...]) -> tuple[Problem, tuple[Array, ...]]:

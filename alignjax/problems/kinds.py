@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from alignjax.linalg import join, matmul
 from alignjax.losses import Loss, squared
+from alignjax.problems.by_outputs import MomentsByOutputs, SensingByOutputs
 
 __all__ = ["MomentProblem", "Problem", "SampleProblem", "SensingProblem"]
 
@@ -106,6 +108,26 @@ class MomentProblem:
         value = self.minimum_risk + 0.5 * jnp.vdot(slope + self.minimizer_slope, off)
         return value, slope, slope
 
+    def by_outputs(self) -> MomentsByOutputs:
+        """The same problem for networks that are known by their outputs."""
+        moment = self.input_moment
+        spectrum, directions = jnp.linalg.eigh(lax.stop_gradient(moment))
+
+        def rows(matrix: Array) -> Array:
+            return matmul(matrix, directions).T
+
+        return MomentsByOutputs(
+            inputs=directions.T if self.basis is None else rows(self.basis),
+            directions=directions,
+            spectrum=spectrum,
+            input_moment=moment,
+            cross_rows=rows(self.cross_moment),
+            target_energy=self.target_energy,
+            best=rows(self.minimizer),
+            best_slope=rows(self.minimizer_slope),
+            minimum_risk=self.minimum_risk,
+        )
+
     def _batch(self, index: Array) -> SampleProblem:
         if self.inputs is None or self.targets is None:
             raise ValueError(
@@ -162,14 +184,27 @@ class SampleProblem:
         hidden = self.inputs if inner is None else matmul(self.inputs, inner.T)
         return hidden if outer is None else matmul(hidden, outer.T)
 
+    def by_outputs(self) -> SampleProblem:
+        """The same problem without a basis, for networks that are known by their outputs."""
+        if self.basis is None:
+            return self
+        return replace(self, inputs=matmul(self.inputs, self.basis.T), basis=None)
+
+    def risk_of(self, outputs: Array) -> Array:
+        """The mean loss of outputs ``(n, k_d)``."""
+        return self.loss.values(outputs, self.targets).mean()
+
+    def evaluate_outputs(self, outputs: Array) -> tuple[Array, Array]:
+        """The mean loss and its gradient in the outputs, ``(n, k_d)``."""
+        slope = self.loss.derivatives(outputs, self.targets) / outputs.shape[0]
+        return self.risk_of(outputs), slope
+
     def _risk(self, outer: Half, inner: Half) -> Array:
-        return self.loss.values(self.outputs(outer, inner), self.targets).mean()
+        return self.risk_of(self.outputs(outer, inner))
 
     def _evaluate(self, outer: Half, inner: Half) -> Evaluation:
         hidden = self.inputs if inner is None else matmul(self.inputs, inner.T)
-        outputs = hidden if outer is None else matmul(hidden, outer.T)
-        value = self.loss.values(outputs, self.targets).mean()
-        slope = self.loss.derivatives(outputs, self.targets) / outputs.shape[0]
+        value, slope = self.evaluate_outputs(hidden if outer is None else matmul(hidden, outer.T))
         pulled = slope if outer is None else matmul(slope, outer)
         return (
             value,
@@ -222,19 +257,19 @@ class SensingProblem:
     def _core(self) -> SensingProblem:
         return self
 
-    def _errors(self, outer: Half, inner: Half) -> Array:
-        flat = self.matrices.reshape(self.matrices.shape[0], -1)
-        return matmul(flat, join(outer, inner).reshape(-1)) - self.values
+    def by_outputs(self) -> SensingByOutputs:
+        """The same problem for networks that are known by their outputs."""
+        identity = jnp.eye(self.input_width, dtype=self.dtype)
+        return SensingByOutputs(identity, self.matrices, self.values)
 
     def _risk(self, outer: Half, inner: Half) -> Array:
-        return 0.5 * (self._errors(outer, inner) ** 2).mean()
+        return self.by_outputs().risk_of(join(outer, inner).T)
 
     def _evaluate(self, outer: Half, inner: Half) -> Evaluation:
-        errors = self._errors(outer, inner)
-        flat = self.matrices.reshape(errors.shape[0], -1)
-        slope = (matmul(errors, flat) / errors.shape[0]).reshape(self.matrices.shape[1:])
+        value, slope_rows = self.by_outputs().evaluate_outputs(join(outer, inner).T)
+        slope = slope_rows.T
         return (
-            0.5 * (errors**2).mean(),
+            value,
             slope if outer is None else matmul(outer.T, slope),
             slope if inner is None else matmul(slope, inner.T),
         )

@@ -1,4 +1,4 @@
-"""Claims about metrics: their ranges, what they are invariant to, and what they detect."""
+"""Claims about metrics of weights: ranges, what they are invariant to, what they detect."""
 
 from itertools import pairwise
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import alignjax as aj
 from alignjax import metrics
 
 DTYPES = [jnp.float64, jnp.float32]
@@ -204,6 +203,25 @@ def test_invariance_leaves_the_outer_bases_free_and_strong_invariance_does_not()
     assert strong[1] == pytest.approx(1.0, abs=1e-14)
 
 
+@pytest.mark.parametrize("metric", [metrics.invariance, metrics.strong_invariance])
+def test_frozen_bases_of_either_precision_are_taken_also_while_tracing(metric):
+    layers = gaussian(16)
+    for dtype in DTYPES:
+        bases = frame(16, WIDTHS, dtype)
+        alone = metric(layers, bases=bases)
+        closed_over = jax.jit(lambda w, b=bases: metric(w, bases=b))(layers)
+        passed = jax.jit(lambda w, b: metric(w, bases=b))(layers, bases)
+        np.testing.assert_allclose(closed_over, alone, rtol=1e-13)
+        np.testing.assert_allclose(passed, alone, rtol=1e-13)
+
+
+def test_frozen_bases_are_checked_also_where_only_the_weights_are_traced():
+    bases = [jnp.eye(k) for k in WIDTHS]
+    bases[1] = bases[1] + 1e-3
+    with pytest.raises(ValueError, match=r"^bases\[1\] must be orthogonal"):
+        jax.jit(lambda w: metrics.invariance(w, bases=bases))(gaussian(16))
+
+
 def test_invariance_falls_where_an_inner_basis_turns():
     bases = frame(10, (4, 4, 4, 4))
     values = [[1.0, 2.0, 3.0, 4.0]] * 3
@@ -230,6 +248,36 @@ def test_balancedness_is_the_norm_of_the_difference_and_zero_for_balanced_layers
     np.testing.assert_allclose(metrics.balancedness(balanced), 0.0, atol=1e-14)
 
 
+def test_balancedness_is_right_wherever_its_value_is_a_float():
+    base = gaussian(11)
+    plain = np.asarray(metrics.balancedness(base))
+    for scale in (2.0**-500, 2.0**500):
+        scaled = metrics.balancedness([scale * w for w in base])
+        np.testing.assert_allclose(scaled, plain * scale**2, rtol=1e-13)
+    # Squares of these layers overflow, their difference is exactly zero, and the third is far off.
+    layers = (2.0**700 * jnp.eye(3), 2.0**700 * jnp.eye(3), jnp.eye(3))
+    assert metrics.balancedness(layers).tolist() == [0.0, np.inf]
+
+
+def test_the_slope_of_balancedness_is_the_difference_quotient():
+    np.testing.assert_allclose(
+        jax.grad(lambda w: metrics.balancedness((2 * jnp.ones((1, 1)), w * jnp.ones((1, 1))))[0])(
+            3.0
+        ),
+        6.0,
+        rtol=1e-14,
+    )
+    layers, direction = gaussian(13), gaussian(14)
+
+    def along(t):
+        moved = [w + t * v for w, v in zip(layers, direction, strict=True)]
+        return metrics.balancedness(moved).sum()
+
+    step = 1e-5
+    quotient = (along(step) - along(-step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(along)(0.0), quotient, rtol=1e-8)
+
+
 def test_balancedness_is_unchanged_by_orthogonal_changes_of_hidden_bases():
     layers, turns = gaussian(12), frame(12, WIDTHS)
     turned = [b @ w @ a.T for w, a, b in zip(layers, turns[:-1], turns[1:], strict=True)]
@@ -245,217 +293,3 @@ def test_spectral_ratio_spans_from_a_flat_spectrum_to_rank_one(dtype):
     np.testing.assert_allclose(
         metrics.spectral_ratio(layers), [5**-0.5, 1.0, 1.0], rtol=exact(dtype)
     )
-
-
-X = np.random.default_rng(0).normal(size=(12, 5))
-SIGNS = np.where(X[:, 0] > 0, 1.0, -1.0)
-IDS = np.argmax(X[:, :3], axis=1)
-PROBLEMS = {
-    "regression": aj.regression(X, X[:, :3] + X[:, 1:4] ** 2),
-    "regression in the span": aj.regression(X[:3], X[:3, :3]),
-    "sensing": aj.sensing(X[:, :3, None] * X[:, None, ::-1], X[:, 0]),
-    "logistic": aj.classification(X, SIGNS),
-    "exponential": aj.classification(X, SIGNS, loss="exponential"),
-    "logistic in the span": aj.classification(X[:3], SIGNS[:3]),
-    "cross-entropy": aj.classification(X, IDS, loss="cross_entropy"),
-}
-
-
-def layers_for(problem, seed, scale=0.5, dtype=jnp.float64):
-    if isinstance(problem, aj.problems.SensingProblem):
-        _, outputs, inputs = problem.matrices.shape
-    else:
-        inputs, outputs = problem.input_width, problem.output_width
-    return tuple(scale * w for w in gaussian(seed, (inputs, 4, 3, outputs), dtype))
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_log_risk_is_the_logarithm_of_the_risk_where_that_exists(name):
-    problem = PROBLEMS[name]
-    layers = layers_for(problem, 14)
-    value = jax.jit(metrics.log_risk)(problem, layers)
-    np.testing.assert_allclose(value, jnp.log(aj.risk(problem, layers)), rtol=1e-12)
-
-
-@pytest.mark.parametrize("loss", ["logistic", "exponential", "cross_entropy"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_log_risk_is_exact_where_the_losses_underflow(loss, dtype):
-    inputs = np.array([[1.0], [2.0]], dtype)
-    weights = (jnp.array([[5e3]], dtype),)
-    if loss == "cross_entropy":
-        weights = (jnp.array([[5e3], [0.0]], dtype),)
-        problem = aj.classification(inputs, np.array([0, 0]), loss=loss)
-    else:
-        problem = aj.classification(inputs, np.ones(2, dtype), loss=loss)
-    assert aj.risk(problem, weights) == 0
-    expected = -5e3 - np.log(2)  # log of (exp(-5000) + exp(-10000)) / 2
-    np.testing.assert_allclose(metrics.log_risk(problem, weights), expected, rtol=exact(dtype, 4))
-
-
-@pytest.mark.parametrize("name", ["logistic", "exponential", "logistic in the span"])
-def test_margin_of_signs_is_the_smallest_signed_distance_to_the_separating_plane(name):
-    problem = PROBLEMS[name]
-    count = problem.inputs.shape[0]
-    layers = layers_for(problem, 15)
-    w = np.asarray(aj.end_to_end(layers))[0]
-    expected = (SIGNS[:count] * (X[:count] @ w)).min() / np.linalg.norm(w)
-    np.testing.assert_allclose(jax.jit(metrics.margin)(problem, layers), expected, rtol=1e-12)
-    scaled = (3 * layers[0], *layers[1:])
-    np.testing.assert_allclose(metrics.margin(problem, scaled), expected, rtol=1e-12)
-
-
-def test_margin_of_classes_is_the_least_lead_of_the_right_class():
-    problem, layers = PROBLEMS["cross-entropy"], layers_for(PROBLEMS["cross-entropy"], 16)
-    w = np.asarray(aj.end_to_end(layers))
-    z = X @ w.T
-    leads = [z[i, c] - np.delete(z[i], c).max() for i, c in enumerate(IDS)]
-    expected = min(leads) / np.linalg.norm(w)
-    np.testing.assert_allclose(metrics.margin(problem, layers), expected, rtol=1e-12)
-
-
-def test_margin_of_zero_weights_is_zero_and_of_other_problems_refused():
-    zeros = tuple(0 * w for w in layers_for(PROBLEMS["logistic"], 0))
-    assert metrics.margin(PROBLEMS["logistic"], zeros) == 0
-    for name in ("regression", "sensing"):
-        with pytest.raises(TypeError, match="margin needs a classification problem"):
-            metrics.margin(PROBLEMS[name], layers_for(PROBLEMS[name], 0))
-    own = aj.classification(X, SIGNS, loss=lambda z, y: (z[0] - y) ** 4)
-    with pytest.raises(TypeError, match="margin needs a classification problem"):
-        metrics.margin(own, layers_for(PROBLEMS["logistic"], 0))
-
-
-@jax.jit
-def dense_hessian(problem, layers):
-    flat, unravel = jax.flatten_util.ravel_pytree(layers)
-    return jax.hessian(lambda v: aj.risk(problem, unravel(v)))(flat)
-
-
-def dense_spectrum(problem, layers):
-    return np.linalg.eigvalsh(dense_hessian(problem, layers))
-
-
-@jax.jit
-def precise_sharpness(problem, layers):
-    return metrics.sharpness(problem, layers, tolerance=1e-14, max_iterations=20_000)
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_sharpness_is_the_largest_eigenvalue_of_the_dense_hessian(name):
-    problem = PROBLEMS[name]
-    for seed in (17, 18):
-        layers = layers_for(problem, seed)
-        spectrum = dense_spectrum(problem, layers)
-        value = precise_sharpness(problem, layers)
-        assert abs(value - spectrum[-1]) < 1e-8 * np.abs(spectrum).max()
-        # A quotient never exceeds the largest eigenvalue.
-        assert value <= spectrum[-1] + 1e-12 * np.abs(spectrum).max()
-
-
-def test_sharpness_is_not_misled_by_a_larger_negative_eigenvalue():
-    problem = aj.factorization(jnp.diag(jnp.array([-4.0, 1.0, 0.5])))
-    layers = (jnp.diag(jnp.array([1.0, 0.3, 0.1])), jnp.eye(3), -jnp.eye(3))
-    found = False
-    for scale in (0.5, 1.0, 1.5):
-        scaled = tuple(scale * w for w in layers)
-        for sign in (1.0, -1.0):
-            turned = (sign * scaled[0], *scaled[1:])
-            spectrum = dense_spectrum(problem, turned)
-            found |= bool(-spectrum[0] > 1.01 * spectrum[-1])
-            value = precise_sharpness(problem, turned)
-            assert abs(value - spectrum[-1]) < 1e-8 * np.abs(spectrum).max()
-    assert found
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_sharpness_at_the_origin_of_two_layers_is_the_largest_cross_moment(dtype):
-    # The Hessian there is [[0, -C], [-C^T, 0]]: its extreme eigenvalues are an exact pair +-sigma.
-    problem = aj.from_moments(
-        np.eye(3, dtype=dtype), np.diag([3.0, 1.0, 0.5]).astype(dtype), dtype(12.0)
-    )
-    zeros = (jnp.zeros((3, 3), dtype), jnp.zeros((3, 3), dtype))
-    value = metrics.sharpness(problem, zeros)
-    assert value.dtype == dtype
-    np.testing.assert_allclose(value, 3.0, rtol=1e-8 if dtype == jnp.float64 else 1e-5)
-    deep = (*zeros, zeros[0])
-    assert metrics.sharpness(problem, deep) == 0
-
-
-@pytest.mark.parametrize("widths", [(3, 3, 3), (4, 3, 3, 2), (3, 5, 4, 3), (3, 2)])
-def test_sharpness_at_an_aligned_minimum_is_the_closed_form(widths):
-    inputs, outputs, depth = widths[0], widths[-1], len(widths) - 1
-    rank = min(widths)
-    generator = np.random.default_rng(sum(widths))
-    spectrum = generator.uniform(0.5, 2.0, inputs)
-    spectrum[-1] = 5.0
-    s = generator.uniform(0.5, 1.5, (depth, rank))
-    cross = np.zeros((outputs, inputs))
-    cross[range(rank), range(rank)] = s.prod(0) * spectrum[:rank]
-    energy = (cross**2 / spectrum).sum()
-    problem = aj.from_moments(np.diag(spectrum), cross, energy)
-    bases = [jnp.eye(k) for k in widths]
-    layers = aligned(bases, [np.pad(row, (0, 9)) for row in s])
-    padded = np.pad(s, ((0, 0), (0, max(widths) - rank)))
-    expected = max(
-        spectrum[j]
-        * sum((padded[i + 1 :, row].prod() * padded[:i, j].prod()) ** 2 for i in range(depth))
-        for row in range(outputs)
-        for j in range(inputs)
-    )
-    value = precise_sharpness(problem, layers)
-    np.testing.assert_allclose(value, expected, rtol=1e-9)
-
-
-def test_sharpness_can_be_mapped_compiled_and_differentiated():
-    problem = PROBLEMS["regression"]
-    runs = [layers_for(problem, seed) for seed in (19, 20)]
-    batch = jax.tree.map(lambda *w: jnp.stack(w), *runs)
-    together = jax.jit(jax.vmap(lambda w: metrics.sharpness(problem, w)))(batch)
-    alone = jnp.stack([precise_sharpness(problem, run) for run in runs])
-    np.testing.assert_allclose(together, alone, rtol=1e-6)
-
-    direction = layers_for(problem, 21)
-
-    def along(t):
-        return tuple(w + t * v for w, v in zip(runs[0], direction, strict=True))
-
-    slope = jax.grad(
-        lambda t: metrics.sharpness(problem, along(t), tolerance=0.0, max_iterations=3000)
-    )(0.0)
-    step = 1e-5
-    ends = [dense_spectrum(problem, along(t))[-1] for t in (step, -step)]
-    np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda w: metrics.alignment((w[0], w[2])), ValueError, "chain"),
-        (lambda w: metrics.chain_alignment(w[0]), TypeError, "weights"),
-        (lambda w: metrics.invariance(w), TypeError, "start and bases"),
-        (lambda w: metrics.invariance(w, w, bases=frame(0, WIDTHS)), TypeError, "got both"),
-        (lambda w: metrics.invariance(w, w[:2]), ValueError, "start must have the shapes"),
-        (lambda w: metrics.strong_invariance(w, bases=w), ValueError, "bases must be"),
-        (lambda w: metrics.strong_invariance(w, bases=jnp.eye(3)), TypeError, "bases"),
-        (lambda w: metrics.chance_alignment(0, WIDTHS), TypeError, "key"),
-        (lambda w: metrics.chance_alignment(jax.random.key(0), (3,)), ValueError, "widths"),
-        (
-            lambda w: metrics.chance_alignment(jax.random.key(0), WIDTHS, samples=0),
-            ValueError,
-            "samples",
-        ),
-        (lambda w: metrics.sharpness(PROBLEMS["regression"], w[:1]), ValueError, "weights"),
-        (
-            lambda w: metrics.sharpness(PROBLEMS["regression"], w, max_iterations=0),
-            ValueError,
-            "max_iterations",
-        ),
-        (
-            lambda w: metrics.sharpness(PROBLEMS["regression"], w, tolerance=float("nan")),
-            ValueError,
-            "tolerance",
-        ),
-    ],
-)
-def test_bad_arguments_are_refused_by_name(call, error, message):
-    with pytest.raises(error, match=message):
-        call(gaussian(0))
