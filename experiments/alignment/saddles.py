@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
-import matplotlib
+import jax.numpy as jnp
 import numpy as np
 
 import alignjax as aj
@@ -22,45 +23,51 @@ from experiments.registry import experiment
 
 WIDTH = 4
 DEPTHS = (6, 8)
-SHARES = (1 / 4, 1 / 8)
-SMALLEST = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+SHARES = (1 / 2, 1 / 4, 1 / 8)
+# The lower ends of the starts' singular values, which are uniform up to 1.
+LARGE, SMALL = 0.3, 0.001
 # Above this share of a layer off the diagonals a run has left the aligned set.
 LEFT = 0.1
 
 
-def starts(seed: int, depth: int, smallest: float, count: int) -> list[jax.Array]:
-    """Singular values in U(smallest, 1); the same draws at any smallest."""
-    return [
-        jax.random.uniform(jax.random.key(5 + 1000 * seed + i), (depth, WIDTH), minval=smallest)
-        for i in range(count)
-    ]
+def follow(key: jax.Array, depth: int, low: float, count: int, duration: float) -> dict[str, Any]:
+    """Train from many starts at several rates, all to the same time, and compare.
 
-
-def follow(key: jax.Array, depth: int, s: jax.Array, duration: float) -> dict[str, Any]:
-    """Train from one start at several rates, all to the same time, and compare."""
+    What is found has the rates first and the starts next; the largest share has that shape.
+    """
     widths = (WIDTH,) * (depth + 1)
-    problem = well_conditioned(key, widths)
-    start = aj.initializers.aligned(jax.random.fold_in(key, 1), problem, widths, s)
-    reduced = aj.reduce(problem, start)
-    threshold = stability_threshold(reduced)
+    data_key, bases_key, values_key = jax.random.split(key, 3)
+    problem = well_conditioned(data_key, widths)
+    certificate = aj.theory.alignment.certify(problem)
+    values = jax.random.uniform(values_key, (count, depth, WIDTH), minval=low)
+    begin = jax.vmap(partial(aj.initializers.aligned, bases_key, certificate, widths))
+    starts = begin(values)
+    # The bases are those of every start: only the singular values differ.
+    reduced = aj.reduce(problem, jax.tree.map(lambda w: w[0], starts))
+    # Each start has its own minimum, unbalanced and sharper than the balanced one.
+    thresholds = jnp.stack(
+        [stability_threshold(replace(reduced, singular_values=s)) for s in values]
+    )
     share = partial(off_diagonal_share, reduced=reduced)
-    runs = []
+    found: dict[str, list[np.ndarray]] = {"time": [], "path": [], "error": []}
     for factor in SHARES:
         steps = round(duration / factor)
-        rate = factor * threshold
-        points = aj.log_steps(steps, 60)
-        full = aj.gradient_descent(problem, start, rate, steps=steps, save_at=points, observe=share)
-        short = aj.reduced_descent(reduced, rate, steps=steps)
-        errors = relative_errors(full.weights, aj.expand(reduced, short.weights))
-        runs.append(
-            {
-                "share": factor,
-                "time": np.asarray(full.time),
-                "off": np.asarray(full.observations),
-                "error": float(errors.max()),
-            }
-        )
-    return {"depth": depth, "least": float(s.min()), "runs": runs}
+
+        def compare(start: Any, s: jax.Array, rate: jax.Array, steps: int = steps) -> Any:
+            points = aj.log_steps(steps, 50)
+            full = aj.gradient_descent(
+                problem, start, rate, steps=steps, save_at=points, observe=share
+            )
+            short = aj.reduced_descent(reduced, rate, steps=steps, singular_values=s)
+            errors = relative_errors(full.weights, aj.expand(reduced, short.weights))
+            return full.time, full.observations, errors.max()
+
+        time, path, error = jax.vmap(compare)(starts, values, factor * thresholds)
+        for name, value in (("time", time), ("path", path), ("error", error)):
+            found[name].append(np.asarray(value))
+    # Save points differ between rates.
+    largest = np.stack([path.max(axis=1) for path in found["path"]])
+    return {"depth": depth, "low": low, "largest": largest, **found}
 
 
 @experiment(
@@ -69,100 +76,99 @@ def follow(key: jax.Array, depth: int, s: jax.Array, duration: float) -> dict[st
     source=f"{PAPER}, Corollary 1",
 )
 def saddles(context: Context) -> None:
-    """Measure how roundoff off the diagonals grows from smaller and smaller starts."""
-    count = context.pick(quick=1, standard=2, full=12)
-    duration = context.pick(quick=6000, standard=10_000, full=30_000)
-    smallest = context.pick(quick=(0.3, 0.001), standard=SMALLEST, full=SMALLEST)
+    """Measure how roundoff off the diagonals grows from large and from small starts."""
+    count = context.pick(quick=4, standard=24, full=100)
+    duration = context.pick(quick=2000, standard=10_000, full=30_000)
     depths = context.pick(quick=(8,), standard=DEPTHS, full=DEPTHS)
-    cases = [
-        (depth, low, i, s)
-        for depth in depths
-        for low in smallest
-        for i, s in enumerate(starts(context.seed, depth, low, count))
+    cases = [(depth, low) for depth in depths for low in (LARGE, SMALL)]
+    found = [
+        follow(jax.random.fold_in(context.key, depth), depth, low, count, duration)
+        for depth, low in context.track(cases, "depths and starts")
     ]
-    found = []
-    for depth, low, index, s in context.track(cases, "starts"):
-        entry = follow(jax.random.key(1), depth, s, duration)
-        found.append({**entry, "low": low, "start": index})
-    rows = [(f, run) for f in found for run in f["runs"]]
+    rows = [
+        (f, rate, start) for f in found for rate in range(len(SHARES)) for start in range(count)
+    ]
     context.table(
         "growth",
         {
-            "depth": [f["depth"] for f, _ in rows],
-            "lower end of singular values": [f["low"] for f, _ in rows],
-            "start": [f["start"] for f, _ in rows],
-            "learning rate / threshold": [run["share"] for _, run in rows],
-            "largest off-diagonal share": [run["off"].max() for _, run in rows],
-            "relative error of the recursion at the end": [run["error"] for _, run in rows],
+            "depth": [f["depth"] for f, _, _ in rows],
+            "lower end of singular values": [f["low"] for f, _, _ in rows],
+            "start": [start for _, _, start in rows],
+            "learning rate / threshold": [SHARES[rate] for _, rate, _ in rows],
+            "largest off-diagonal share": [f["largest"][rate, s] for f, rate, s in rows],
+            "relative error of the recursion at the end": [f["error"][r][s] for f, r, s in rows],
         },
         "How far full matrices leave the aligned set, from roundoff alone.",
     )
     _draw(context, found)
-    _claims(context, found, min(smallest))
+    _claims(context, found, count)
 
 
-def _claims(context: Context, found: list[dict[str, Any]], low: float) -> None:
+def _claims(context: Context, found: list[dict[str, Any]], count: int) -> None:
     source = f"{PAPER}, Corollary 1"
-    near = [f for f in found if f["low"] == 0.3]
+    large = [f for f in found if f["low"] == LARGE]
     context.claim_below(
         "large_starts",
         f"{source}, corrected",
-        "from singular values of at least 0.3 full training is the recursion: largest relative "
-        f"error of a layer, {len(near)} starts at {len(SHARES)} learning rates",
+        f"from singular values of at least {LARGE:g} full training is the recursion: largest "
+        f"relative error of a layer, {count} starts a depth at {len(SHARES)} learning rates",
         bound=1e-12,
-        measured=max(run["error"] for f in near for run in f["runs"]),
+        measured=np.max([f["error"] for f in large]),
     )
-    far = [f for f in found if f["low"] == low]
-    reached = [[run["off"].max() for run in f["runs"]] for f in far]
+    small = [f for f in found if f["low"] == SMALL]
     context.claim_below(
         "small_starts",
         source,
-        f"the same from starts down to {low:g}, where alignment is as exact in real numbers: "
+        f"the same from starts down to {SMALL:g}, where alignment is as exact in real numbers: "
         "largest off-diagonal share of a layer",
         bound=1e-12,
-        measured=max(max(r) for r in reached),
+        measured=max(f["largest"].max() for f in small),
         expected="refuted",
     )
-    context.claim_above(
-        "any_rate",
-        "not in the paper: the stability threshold is necessary, not sufficient",
-        f"a start down to {low:g}, picked because it leaves, does so at each rate tried, down to "
-        f"{min(SHARES):g} of the threshold: least off-diagonal share over the rates",
-        bound=LEFT,
-        measured=max(min(r) for r in reached),
-    )
+    for f in small:
+        left = f["largest"] > LEFT
+        context.claim_above(
+            f"any_rate_{f['depth']}",
+            "not in the paper: the stability threshold is necessary, not sufficient",
+            f"depth {f['depth']}: whatever the rate, some starts down to {SMALL:g} leave the "
+            f"aligned set: starts of {count} that do so at every one of the rates "
+            f"{', '.join(f'{share:g}' for share in SHARES)} of the threshold",
+            bound=1,
+            measured=int(left.all(axis=0).sum()),
+        )
+        context.claim_close(
+            f"same_starts_{f['depth']}",
+            "not in the paper: the growth is of the flow, not of the step",
+            f"depth {f['depth']}: halving the rate saves no start: starts of {count} that leave "
+            "at the largest rate and not at the smallest",
+            predicted=0,
+            measured=int((left[0] & ~left[-1]).sum()),
+        )
 
 
 def _draw(context: Context, found: list[dict[str, Any]]) -> None:
-    shown = max(found, key=lambda f: min(run["off"].max() for run in f["runs"]))
-    near = next(f for f in found if f["low"] == 0.3 and f["depth"] == shown["depth"])
-    colors = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.8, len(SHARES)))
     with context.figure(
         "growth",
-        "Growth of roundoff off the diagonals of the layers. Left: along training, for the start "
-        "that leaves the aligned set most surely, and for a start in (0.3, 1) (dashed), at two "
-        "learning rates. Right: the largest share reached from uniform starts.",
-        columns=2,
-        width="double",
-    ) as (_, (left, right)):
-        for color, run, other in zip(colors, shown["runs"], near["runs"], strict=True):
-            label = rf"$\eta = {run['share']:g}\,\eta_c$"
-            left.plot(run["time"][1:], run["off"][1:], color=color, label=label)
-            left.plot(other["time"][1:], other["off"][1:], "--", color=color, lw=0.9)
-        left.set(xscale="log", yscale="log", xlabel=r"time $\sum\eta$", ylim=(1e-17, 5))
-        left.set(ylabel=r"$\max_i$ off-diagonal share of $W_i$")
-        left.legend(title=f"depth {shown['depth']}", title_fontsize=7.5)
-        for shift, depth in zip((0.92, 1.08), DEPTHS, strict=True):
-            pairs = [
-                (f["low"] * shift, run["off"].max())
-                for f in found
-                if f["depth"] == depth
-                for run in f["runs"]
-            ]
-            if not pairs:
-                continue
-            right.plot(*np.array(pairs).T, "o", alpha=0.7, label=f"depth {depth}")
-        right.set(xscale="log", yscale="log", ylim=(1e-17, 5))
-        right.set(xlabel="lower end of the start's singular values")
-        right.set(ylabel="largest off-diagonal share")
-        right.legend()
+        "Growth of roundoff off the diagonals of the layers along training, one line a start, at "
+        f"{SHARES[-1]:g} of the stability threshold. Starts with singular values in "
+        f"({SMALL:g}, 1) pass saddles; starts in ({LARGE:g}, 1) do not.",
+        columns=len(found) // 2,
+        width="double" if len(found) > 2 else "single",
+        height=2.4,
+    ) as (_, axes):
+        for panel, depth in zip(
+            np.atleast_1d(axes), sorted({f["depth"] for f in found}), strict=True
+        ):
+            for f in (f for f in found if f["depth"] == depth):
+                small = f["low"] == SMALL
+                lines = panel.plot(
+                    f["time"][-1][:, 1:].T,
+                    f["path"][-1][:, 1:].T,
+                    color="#D55E00" if small else "#0072B2",
+                    lw=0.7,
+                    zorder=1 if small else 2,
+                )
+                lines[0].set_label(f"start in ({f['low']:g}, 1)")
+            panel.set(xscale="log", yscale="log", ylim=(1e-17, 5), title=f"depth {depth}")
+            panel.set(xlabel=r"time $\sum\eta$", ylabel=r"$\max_i$ off-diagonal share of $W_i$")
+            panel.legend(loc="upper left")
