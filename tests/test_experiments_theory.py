@@ -8,7 +8,7 @@ from experiments import style
 from experiments.context import Context
 
 EXPERIMENTS = {
-    "corollary_1": {"printed"},
+    "corollary_1": {"printed", "lesser_gain"},
     "proposition_1": {"bound_largest", "matrices_at_bound"},
     "proposition_2": set(),
     "saddles": {"small_starts"},
