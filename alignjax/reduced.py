@@ -7,6 +7,7 @@ shares no gradient with them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,17 +16,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from alignjax._validation import as_count, as_learning_rate, as_real, describe
 from alignjax.bases import chain_bases
 from alignjax.bases.moments import ProblemMatrices, spectra
 from alignjax.engines.loop import guarded_steps
-from alignjax.linalg import guarded, leave_one_out_products, leaves_finite, matmul
+from alignjax.linalg import guarded, leaves_finite, matmul
 from alignjax.problems import MomentProblem
 from alignjax.trajectory import Trajectory, record, save_points
 
 __all__ = ["Reduced", "expand", "reduce", "reduced_descent", "reduced_gradient", "reduced_risk"]
+
+Layers = tuple[Array, ...]
+"""Singular values, one array ``(r,)`` a layer."""
+
+_BLOCK = 4  # More steps a pass over memory need more registers than a core has.
+_BLOCKS_A_LOOK = 8  # A look at the risk costs as much as a block.
 
 
 @jax.tree_util.register_dataclass
@@ -91,7 +99,7 @@ def reduce(
     Raises:
         NotAlignedError: if there are no common bases, with the measured ``defect``.
         TypeError: if anything is traced, or the loss is another one.
-        ValueError: if shapes do not fit.
+        ValueError: if shapes do not fit, the tolerance is negative or NaN, or moments overflow.
 
     Source: Radhakrishnan et al. 2020, Definition 2 and Corollary 1.
 
@@ -148,11 +156,38 @@ def _minimum(
     return best, float(problem.minimum_risk) + missed
 
 
+def _leave_one_out(layers: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """The product of all layers, and for each layer that of all others."""
+    # Of arrays kept apart: stacking them would keep several steps from becoming one pass.
+    before, after = [jnp.ones_like(layers[0])], [jnp.ones_like(layers[0])]
+    for left, right in zip(layers, reversed(layers), strict=True):
+        before.append(before[-1] * left)
+        after.append(after[-1] * right)
+    others = [b * a for b, a in zip(before[:-1], after[-2::-1], strict=True)]
+    return before[-1], others
+
+
+def _weighted(reduced: Reduced, product: Array) -> Array:
+    spectrum = reduced.input_spectrum
+    return matmul(spectrum, product) if spectrum.ndim == 2 else spectrum * product
+
+
 def _slope(reduced: Reduced, product: Array) -> Array:
     """The derivative of the risk in the modes' products ``p``."""
-    if reduced.input_spectrum.ndim == 2:
-        return matmul(reduced.input_spectrum, product) - reduced.target_spectrum
-    return reduced.input_spectrum * product - reduced.target_spectrum
+    return _weighted(reduced, product) - reduced.target_spectrum
+
+
+def _gradient(reduced: Reduced, s: Layers) -> tuple[Layers, Array]:
+    """The gradient of the risk, and the product of all layers."""
+    product, others = _leave_one_out(s)
+    slope = _slope(reduced, product)
+    return tuple(other * slope for other in others), product
+
+
+def _excess(reduced: Reduced, product: Array) -> Array:
+    """What each mode adds to the least risk."""
+    off = product - reduced.minimizer
+    return 0.5 * _weighted(reduced, off) * off
 
 
 def reduced_risk(reduced: Reduced, singular_values: Float[Array, "d r"]) -> Float[Array, ""]:
@@ -164,10 +199,7 @@ def reduced_risk(reduced: Reduced, singular_values: Float[Array, "d r"]) -> Floa
         reduced: what :func:`reduce` returned.
         singular_values: shape ``(d, r)``.
     """
-    off = jnp.prod(singular_values, axis=0) - reduced.minimizer
-    spectrum = reduced.input_spectrum
-    moved = matmul(spectrum, off) if spectrum.ndim == 2 else spectrum * off
-    return reduced.minimum_risk + 0.5 * jnp.sum(moved * off)
+    return reduced.minimum_risk + _excess(reduced, jnp.prod(singular_values, axis=0)).sum()
 
 
 def reduced_gradient(reduced: Reduced, singular_values: Float[Array, "d r"]) -> Float[Array, "d r"]:
@@ -176,8 +208,7 @@ def reduced_gradient(reduced: Reduced, singular_values: Float[Array, "d r"]) -> 
     Source: Radhakrishnan et al. 2020, Corollary 1, eq. 6; the printed form differs: its product
     runs over all ``j``.
     """
-    product = jnp.prod(singular_values, axis=0)
-    return leave_one_out_products(singular_values) * _slope(reduced, product)
+    return jnp.stack(_gradient(reduced, tuple(singular_values))[0])
 
 
 def reduced_descent(
@@ -232,30 +263,131 @@ def reduced_descent(
 def _reduced_descent(
     reduced: Reduced, start: Array, rate: Array, *, steps: int, save_at: tuple[int, ...]
 ) -> Trajectory:
-    largest = float(np.sqrt(jnp.finfo(start.dtype).max))
-    per_layer = rate if rate.ndim == 0 else rate[:, None]
+    rates = (rate,) * reduced.depth if rate.ndim == 0 else tuple(rate)
 
-    @guarded
-    def checked(reduced: Reduced, s: Array) -> tuple[Array, Array]:
-        slope = reduced_gradient(reduced, s)
-        # NaN fails the comparison too.
-        return slope, leaves_finite(slope) & (reduced_risk(reduced, s) <= largest)
+    def advance(s: Layers, _: Array, count: Array, max_count: int) -> tuple[Layers, Array]:
+        return _advance(max_count, reduced, s, rates, count)
 
-    def advance(s: Array, _: Array, count: Array, max_count: int) -> tuple[Array, Array]:
-        return guarded_steps(
-            lambda s, _: checked(reduced, s),
-            lambda s, slope: s - per_layer * slope,
-            s,
+    def observe(s: Layers) -> dict[str, Array]:
+        values = jnp.stack(s)
+        return {"singular_values": values, "risk": reduced_risk(reduced, values)}
+
+    final, seen, taken, status, stopped_at = record(advance, tuple(start), observe, save_at, steps)
+    time = taken.astype(rate.dtype).reshape(-1, *[1] * rate.ndim) * rate
+    return Trajectory(
+        jnp.asarray(save_at, jnp.int32), time, seen, jnp.stack(final), status, stopped_at
+    )
+
+
+def _largest_risk(reduced: Reduced) -> float:
+    return float(np.sqrt(jnp.finfo(reduced.target_spectrum.dtype).max))
+
+
+@guarded
+def _checked(reduced: Reduced, s: Layers) -> tuple[Layers, Array]:
+    gradient, product = _gradient(reduced, s)
+    risk = reduced.minimum_risk + _excess(reduced, product).sum()
+    # NaN fails the comparison too.
+    return gradient, leaves_finite(gradient) & (risk <= _largest_risk(reduced))
+
+
+def _moved(s: Layers, gradient: Layers, rates: Layers) -> Layers:
+    return tuple(x - rate * g for x, rate, g in zip(s, rates, gradient, strict=True))
+
+
+def _block(reduced: Reduced, s: Layers, rates: Layers) -> Layers:
+    """``_BLOCK`` steps without looking.
+
+    A mode's whole block is arithmetic on its own ``d`` numbers: one pass over memory, in which what
+    stays the same is multiplied once.
+    """
+    pairs = [(rate * reduced.input_spectrum, rate * reduced.target_spectrum) for rate in rates]
+    for _ in range(_BLOCK):
+        product, others = _leave_one_out(s)
+        s = tuple(
+            x - (scaled * product - target) * other
+            for x, (scaled, target), other in zip(s, pairs, others, strict=True)
+        )
+    return s
+
+
+def _watched(reduced: Reduced, s: Layers, rates: Layers) -> Array:
+    """The sum of ``(p - p*)^2`` over the states that :func:`_block` passes, ``s`` included.
+
+    Its steps go through the gradient, so that one that overflows shows in the next state.
+    """
+    off = jnp.zeros_like(s[0])
+    for _ in range(_BLOCK):
+        gradient, product = _gradient(reduced, s)
+        off = off + (product - reduced.minimizer) ** 2
+        s = _moved(s, gradient, rates)
+    return off
+
+
+def _surely_good(reduced: Reduced, s: Layers, off: Array) -> Array:
+    """Whether ``s`` and all states before it surely pass :func:`_checked`.
+
+    It errs on the safe side: the sum over all states stands for the largest risk, half the limit
+    leaves room for roundoff, and no later step brings a state back from infinity.
+    """
+    gradient, product = _gradient(reduced, s)
+    excess = 0.5 * jnp.abs(reduced.input_spectrum) * (off + (product - reduced.minimizer) ** 2)
+    size = functools.reduce(jnp.add, map(jnp.abs, gradient))
+    limit = (0.5 * _largest_risk(reduced) - jnp.abs(reduced.minimum_risk)) / reduced.rank
+    return ((excess <= limit) & (size < jnp.inf)).all()
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _advance(
+    max_steps: int, reduced: Reduced, state: Layers, rates: Layers, steps: Array
+) -> tuple[Layers, Array]:
+    """Steps that stop at the last good state: many at a time while surely good, then one by one."""
+    blocks = steps // _BLOCK
+
+    def stretch(i: Array, carry: tuple[Layers, Array, Array]) -> tuple[Layers, Array, Array]:
+        state, good, taken = carry
+        count = jnp.minimum(_BLOCKS_A_LOOK, blocks - i * _BLOCKS_A_LOOK)
+        moved, off = lax.fori_loop(
+            0,
             count,
-            max_steps=max_count,
+            lambda _, c: (_block(reduced, c[0], rates), c[1] + _watched(reduced, c[0], rates)),
+            (state, jnp.zeros_like(state[0])),
+        )
+        good = good & _surely_good(reduced, moved, off)
+        state = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state)
+        return state, good, taken + jnp.where(good, _BLOCK * count, 0)
+
+    def step(carry: tuple[Layers, Array, Array]) -> tuple[Layers, Array, Array]:
+        state, _, taken = carry
+        moved = _moved(state, _checked(reduced, state)[0], rates)
+        good = _checked(reduced, moved)[1]
+        state = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state)
+        return state, good, taken + good.astype(jnp.int32)
+
+    good, taken = _checked(reduced, state)[1], jnp.zeros((), jnp.int32)
+    if reduced.input_spectrum.ndim == 1:  # modes that a Gram matrix couples fill no such block
+        looks = (blocks + _BLOCKS_A_LOOK - 1) // _BLOCKS_A_LOOK
+        state, _, taken = lax.fori_loop(0, looks, stretch, (state, good, taken))
+    unfinished = lambda carry: carry[1] & (carry[2] < steps)  # noqa: E731
+    state, _, taken = lax.while_loop(unfinished, step, (state, good, taken))
+    return state, taken
+
+
+@_advance.defjvp
+def _advance_derivative(max_steps: int, primals: Any, tangents: Any) -> Any:
+    *moving, steps = primals
+
+    def scanned(reduced: Reduced, state: Layers, rates: Layers) -> tuple[Layers, Array]:
+        return guarded_steps(
+            lambda s, _: _checked(reduced, s),
+            lambda s, gradient: _moved(s, gradient, rates),
+            state,
+            steps,
+            max_steps=max_steps,
         )
 
-    def observe(s: Array) -> dict[str, Array]:
-        return {"singular_values": s, "risk": reduced_risk(reduced, s)}
-
-    final, seen, taken, status, stopped_at = record(advance, start, observe, save_at, steps)
-    time = taken.astype(rate.dtype).reshape(-1, *[1] * rate.ndim) * rate
-    return Trajectory(jnp.asarray(save_at, jnp.int32), time, seen, final, status, stopped_at)
+    # A loop of unknown length has no reverse mode; the checkpointed scan has.
+    return jax.jvp(scanned, tuple(moving), tuple(tangents[:-1]))
 
 
 def expand(

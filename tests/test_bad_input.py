@@ -375,19 +375,26 @@ def test_save_at_takes_arrays_ranges_and_lists():
         assert run(save_at=points).step.tolist() == [0, 3]
 
 
-def test_float64_data_are_narrowed_with_one_warning_where_x64_is_off(monkeypatch):
+@pytest.fixture
+def without_float64(monkeypatch):
     monkeypatch.setattr(_validation, "_warned_about_float64", False)
-    with jax.enable_x64(False):
-        with pytest.warns(UserWarning, match=r"^X is float64.*jax_enable_x64"):
-            problem = aj.regression(X, Y)
-        assert problem.dtype == np.float32
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            aj.regression(X, Y)
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)
 
 
-def test_lists_are_narrowed_without_a_warning_where_x64_is_off(monkeypatch):
-    monkeypatch.setattr(_validation, "_warned_about_float64", False)
-    with jax.enable_x64(False), warnings.catch_warnings():
+@pytest.mark.usefixtures("without_float64")
+def test_float64_data_are_narrowed_with_one_warning_where_x64_is_off():
+    with pytest.warns(UserWarning, match=r"^X is float64.*jax_enable_x64"):
+        problem = aj.regression(X, Y)
+    assert problem.dtype == np.float32
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        aj.regression(X, Y)
+
+
+@pytest.mark.usefixtures("without_float64")
+def test_lists_are_narrowed_without_a_warning_where_x64_is_off():
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert aj.regression(X.tolist(), Y.tolist()).dtype == np.float32

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import alignjax as aj
-from alignjax.bases import NotAlignedError, certify, chain_bases
+from alignjax.bases import NotAlignedError, certify, chain_bases, weak_condition
 
 
 def rotation(rng, k):
@@ -230,3 +230,78 @@ def test_other_losses_and_traced_problems_are_refused():
         certify(aj.autoencoding(X), tolerance_yes=1.0, tolerance_no=0.1)
     with pytest.raises(ValueError, match="weights map"):
         chain_bases(aj.autoencoding(X), [np.eye(4)])
+
+
+@pytest.mark.parametrize("widths", [(4, 4, 4), (3, 5, 5, 2), (6, 3, 5, 4)], ids=str)
+@pytest.mark.parametrize("kind", ["generic", "repeated", "negative", "broken layer", "whitened"])
+def test_float32_networks_are_recognized_and_reduced_as_in_float64(kind, widths):
+    rng = np.random.default_rng(10)
+    exact, layers = aligned(rng, widths, *spectra(rng, kind, widths))
+    sxx, syx = exact.full_moments()
+    single = aj.from_moments(
+        jnp.asarray(sxx, jnp.float32),
+        jnp.asarray(syx, jnp.float32),
+        jnp.float32(20 * exact.target_energy),
+    )
+    start = [jnp.asarray(w, jnp.float32) for w in layers]
+    found = chain_bases(single, start)
+    assert found.defect < 1e-6
+    reduced, expected = aj.reduce(single, start), aj.reduce(exact, layers)
+    assert reduced.singular_values.dtype == reduced.U.dtype == jnp.float32
+    np.testing.assert_allclose(reduced.target_spectrum, expected.target_spectrum, atol=2e-6)
+    for w, again in zip(start, aj.expand(reduced, reduced.singular_values), strict=True):
+        np.testing.assert_allclose(again, w, atol=3e-6)
+    # Equal targets leave the order of modes free, so products are compared as sets.
+    products = [np.sort(r.singular_values.prod(axis=0)) for r in (reduced, expected)]
+    np.testing.assert_allclose(*products, atol=5e-6)
+
+
+def test_float32_starts_off_by_more_than_roundoff_are_refused():
+    rng = np.random.default_rng(11)
+    problem, layers = aligned(rng, (4, 4, 4), *spectra(rng, "generic", (4, 4, 4)))
+    start = [jnp.asarray(w + 1e-2 * rng.standard_normal(w.shape), jnp.float32) for w in layers]
+    with pytest.raises(NotAlignedError):
+        chain_bases(problem, start)
+
+
+def test_moments_whose_norm_overflows_are_refused_by_name():
+    X = 1e60 * np.random.default_rng(12).standard_normal((5, 3))
+    for problem, name in ((aj.autoencoding(1e25 * X), "xx"), (aj.regression(X, 1e40 * X), "yx")):
+        for decide in (certify, weak_condition, lambda p: aj.reduce(p, (np.eye(3),))):
+            with pytest.raises(ValueError, match=f"Sigma_{name} has a finite norm.*scale the data"):
+                decide(problem)
+
+
+def test_large_finite_moments_are_judged_as_their_scaled_copies():
+    rng = np.random.default_rng(13)
+    X, Y = rng.standard_normal((9, 3)), rng.standard_normal((9, 2))
+    for scale in (1e60, 1e-60):
+        for decide in (certify, weak_condition):
+            plain = decide(aj.regression(X, Y))
+            large = decide(aj.regression(scale * X, scale * Y))
+            assert large.holds == plain.holds
+            np.testing.assert_allclose(large.residual, plain.residual, rtol=1e-6)
+    large, plain = certify(aj.regression(1e60 * X, 1e60 * Y)), certify(aj.regression(X, Y))
+    np.testing.assert_allclose(large.commutator, plain.commutator, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_reduce_takes_images_wider_than_their_number():
+    digits = pytest.importorskip("sklearn.datasets").load_digits().images[:40] / 16
+    X = np.zeros((40, 28, 28))
+    X[:, 6:22, 6:22] = np.kron(digits, np.ones((2, 2)))
+    X = X.reshape(40, 784) + 0.05 * np.random.default_rng(14).standard_normal((40, 784))
+    problem = aj.autoencoding(X / np.linalg.norm(X) * np.sqrt(len(X)))
+    assert problem.basis is not None
+    widths, rank = (784, 12, 784), 12
+    values = np.random.default_rng(15).uniform(0.3, 1.0, (2, rank))
+    start = aj.initializers.aligned(jax.random.key(0), problem, widths, values)
+    reduced = aj.reduce(problem, start)
+    assert reduced.rank == rank
+    full = aj.gradient_descent(problem, start, 0.5, steps=20)
+    short = aj.reduced_descent(reduced, 0.5, steps=20)
+    moved = np.linalg.norm(full.weights[0] - start[0])
+    assert moved > 1e-2
+    for a, b in zip(full.weights, aj.expand(reduced, short.weights), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-12 * np.linalg.norm(b)
+    np.testing.assert_allclose(full.observations["risk"], short.observations["risk"], rtol=1e-11)

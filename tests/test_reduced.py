@@ -133,6 +133,114 @@ def test_divergence_freezes_the_last_finite_state():
     np.testing.assert_allclose(run.time[-1], 10.0 * run.stopped_at)
 
 
+def by_hand(reduced, s, rates, steps):
+    """Descent with the check after every step, in NumPy: the last good state, and its step."""
+    lam, target = np.asarray(reduced.input_spectrum), np.asarray(reduced.target_spectrum)
+    goal, largest = np.asarray(reduced.minimizer), np.sqrt(np.finfo(np.float64).max)
+
+    def look(s):
+        others = np.stack([np.delete(s, i, axis=0).prod(axis=0) for i in range(len(s))])
+        slope = others * (lam * s.prod(axis=0) - target)
+        risk = float(reduced.minimum_risk) + 0.5 * (lam * (s.prod(axis=0) - goal) ** 2).sum()
+        return slope, np.isfinite(slope).all() and risk <= largest
+
+    with np.errstate(all="ignore"):
+        slope, good = look(s)
+        for step in range(steps):
+            moved = s - rates * slope
+            slope, good = look(moved) if good else (slope, good)
+            if not good:
+                return s, step
+            s = moved
+    return s, steps
+
+
+def test_every_step_at_which_a_run_can_diverge_is_found():
+    problem, start = network(8, (3, 3, 3))
+    reduced = aj.reduce(problem, start)
+    rates = jnp.append(jnp.geomspace(0.5, 1e4, 60), 1e30)
+    runs = jax.vmap(lambda rate: aj.reduced_descent(reduced, rate, steps=90))(rates)
+    expected = [by_hand(reduced, np.asarray(reduced.singular_values), r, 90) for r in rates]
+    assert runs.stopped_at.tolist() == [step for _, step in expected]
+    # Several blocks and all remainders, and some that never stop.
+    assert len({step % 4 for _, step in expected if step < 90}) == 4
+    assert {step for _, step in expected} >= {1, 2, 3, 4, 90}
+    for found, (state, step) in zip(runs.weights, expected, strict=True):
+        if step < 20:  # at these rates, longer runs magnify roundoff
+            np.testing.assert_allclose(found, state, rtol=1e-9)
+
+
+def test_healthy_runs_keep_their_bits_beside_diverged_ones():
+    problem, start = network(9, (4, 4, 4, 4))
+    reduced = aj.reduce(problem, start)
+    run = jax.vmap(lambda rate: aj.reduced_descent(reduced, rate, steps=203).weights)
+    healthy = jnp.linspace(0.01, 0.1, 8)
+    mixed = healthy.at[1::2].set(1e3)
+    np.testing.assert_array_equal(run(healthy)[::2], run(mixed)[::2])
+
+
+def test_a_risk_just_below_the_limit_is_no_divergence():
+    reduced = aj.reduce(aj.factorization(np.eye(1)), (np.eye(1),))
+    largest = np.sqrt(np.finfo(np.float64).max)
+    below, above = np.sqrt(1.9 * largest), np.sqrt(2.1 * largest)
+    run = jax.vmap(
+        lambda s: aj.reduced_descent(reduced, 0.5, steps=9, singular_values=s[None, None])
+    )(jnp.array([below, above]))
+    assert run.stopped_at.tolist() == [9, 0]
+    np.testing.assert_allclose(run.weights[0, 0, 0], below / 2**9, rtol=1e-14)
+    assert run.weights[1, 0, 0] == above
+
+
+@pytest.mark.parametrize(
+    ("s", "rate"), [([[1e-230], [1e300]], 1e-3), ([[0.0], [1e250]], 1e-225)], ids=["start", "step"]
+)
+def test_a_gradient_that_overflows_stops_a_run_of_finite_risk(s, rate):
+    reduced = aj.reduce(aj.factorization([[1e-200]]), (np.eye(1), np.eye(1)))
+    s = jnp.asarray(s)
+    bad = s if rate == 1e-3 else s - rate * reduced_gradient(reduced, s)
+    assert reduced_risk(reduced, bad) < 1e150
+    assert not np.isfinite(reduced_gradient(reduced, bad)).all()
+    run = aj.reduced_descent(reduced, rate, steps=8, singular_values=s)
+    assert run.stopped_at == by_hand(reduced, np.asarray(s), rate, 8)[1] == 0
+    np.testing.assert_array_equal(run.weights, s)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 31, 32, 33, 75])
+def test_blocks_take_the_steps_that_single_ones_take(steps):
+    problem, start = network(10, (4, 4, 4, 4))
+    reduced = aj.reduce(problem, start)
+    rates = np.array([0.05, 0.1, 0.02])
+    run = aj.reduced_descent(reduced, rates, steps=steps, save_at=(0, steps))
+    state, taken = by_hand(reduced, np.asarray(reduced.singular_values), rates[:, None], steps)
+    assert run.stopped_at == taken == steps
+    np.testing.assert_allclose(run.weights, state, rtol=1e-13)
+    # The derivative's own loop ends at the same state.
+    value, _ = jax.jvp(
+        lambda r: aj.reduced_descent(reduced, r, steps=steps).weights, (rates,), (rates,)
+    )
+    np.testing.assert_allclose(value, run.weights, rtol=1e-13)
+
+
+def test_runs_nest_under_vmap_over_problems_starts_and_rates():
+    problem, start = network(11, (3, 3, 3))
+    reduced = aj.reduce(problem, start)
+    reduceds = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.9 * leaf]), reduced)
+    starts = jnp.stack([reduced.singular_values * x for x in (0.5, 1.0, 1.1)])
+    rates = jnp.array([[0.05, 0.1], [0.1, 0.05], [30.0, 30.0], [0.1, 0.1]])
+
+    def last(reduced, s, rate):
+        return aj.reduced_descent(reduced, rate, steps=21, singular_values=s).weights
+
+    inner = jax.vmap(jax.vmap(last, (None, 0, None)), (None, None, 0))
+    many = jax.vmap(inner, (0, None, None))(reduceds, starts, rates)
+    assert many.shape == (2, 4, 3, 2, 3)
+    for i, j, k in np.ndindex(2, 4, 3):
+        alone = last(jax.tree.map(lambda leaf, i=i: leaf[i], reduceds), starts[k], rates[j])
+        np.testing.assert_allclose(many[i, j, k], alone, rtol=1e-13)
+    slopes = jax.vmap(jax.grad(lambda rate: last(reduced, starts[1], rate).sum()))(rates)
+    assert np.isfinite(slopes[jnp.array([0, 1, 3])]).all()
+
+
 def test_what_is_not_aligned_or_traced_is_refused():
     problem, start = network(7, (3, 3, 3))
     with pytest.raises(aj.NotAlignedError):

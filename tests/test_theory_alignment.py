@@ -114,6 +114,79 @@ def test_the_flow_keeps_differences_of_squares():
     )
 
 
+def flow(target, inputs, s, time=40.0, steps=20_000):
+    """The modes' gradient flow by Runge-Kutta, in NumPy."""
+
+    def speed(s):
+        others = np.stack([np.delete(s, i, axis=0).prod(axis=0) for i in range(len(s))])
+        return others * (target - inputs * s.prod(axis=0))
+
+    h = time / steps
+    for _ in range(steps):
+        k1 = speed(s)
+        k2 = speed(s + h / 2 * k1)
+        k3 = speed(s + h / 2 * k2)
+        s = s + h / 6 * (k1 + 2 * k2 + 2 * k3 + speed(s + h * k3))
+    return s
+
+
+@pytest.mark.parametrize(
+    ("start", "stuck"),
+    [
+        ([0.5, -0.5], True),
+        ([0.5, -0.6], False),
+        ([1.0, 0.5, -0.5], True),
+        ([1.0, -0.5, 0.5, 0.8], True),
+        ([0.5, 1.0, -1.0], False),
+        ([0.5, 0.5, 0.8], False),
+        ([0.0, 0.0], True),
+        ([0.0, 0.7, 0.0], True),
+        ([0.0, 0.7, -0.9], False),
+        ([-0.3], False),
+    ],
+    ids=str,
+)
+def test_the_flow_ends_where_it_is_said_to(start, stuck):
+    target, inputs = np.array([1.5]), np.array([1.2])
+    spectra = theory.certify(diagonal_problem(inputs, target))
+    start = np.array(start)[:, None]
+    end = flow(target, inputs, start)
+    np.testing.assert_allclose(
+        theory.minimum_singular_values(spectra, start), np.abs(end), rtol=1e-8, atol=1e-8
+    )
+    assert (abs(end.prod() - 1.25) > 0.1) == stuck
+
+
+def test_modes_without_input_or_target_end_where_the_flow_ends():
+    target, inputs = np.array([1.0, 0.0, 0.0]), np.array([2.0, 1.0, 0.0])
+    spectra = theory.certify(diagonal_problem(inputs, target))
+    start = np.array([[0.7, -0.6, 0.4], [0.9, 0.8, -0.3]])
+    end = np.abs(flow(target, inputs, start, time=100.0))
+    np.testing.assert_allclose(
+        theory.minimum_singular_values(spectra, start), end, rtol=1e-8, atol=1e-8
+    )
+
+
+def test_limits_that_hang_on_roundoff_are_refused():
+    spectra = theory.certify(diagonal_problem([1.0, 1.0], [2.0, 1.0]))
+    nearly = np.array([[0.5, 0.5], [0.5, -0.5 * (1 + 1e-15)]])
+    with pytest.raises(ValueError, match=r"^singular_values of mode 1.*tie up to roundoff"):
+        theory.minimum_singular_values(spectra, nearly)
+    with pytest.raises(ValueError, match="tie up to roundoff"):
+        theory.minimum_singular_values(spectra, np.array([[1e-17, 0.5], [2e-17, 0.5], [1.0, 0.5]]))
+    # On the right side of 0 the tie does not matter.
+    theory.minimum_singular_values(spectra, np.abs(nearly))
+
+
+def test_the_threshold_at_a_saddle_is_refused():
+    problem = diagonal_problem([1.0, 1.2], [1.0, 0.7])
+    stuck = (jnp.diag(jnp.array([0.5, 0.6])), jnp.diag(jnp.array([0.8, -0.6])))
+    reduced = aj.reduce(problem, stuck)
+    with pytest.raises(ValueError, match=r"^spectra start where the flow ends at a saddle"):
+        theory.stability_threshold(reduced)
+    assert theory.stability_threshold(reduced, depth=2) > 0
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
 @pytest.mark.parametrize("shape", [(3, 3), (2, 4), (4, 1)])
 def test_minimum_norm_is_reached_and_not_undercut(depth, shape):

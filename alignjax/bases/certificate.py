@@ -11,6 +11,7 @@ import numpy as np
 from alignjax.bases.arcs import complete
 from alignjax.bases.moments import (
     ProblemMatrices,
+    as_tolerance,
     commutator,
     off_diagonal,
     problem_matrices,
@@ -78,7 +79,8 @@ def certify(
 
     Raises:
         TypeError: if ``problem`` is traced or has another loss.
-        ValueError: if the tolerances are not ``0 <= tolerance_yes <= tolerance_no``.
+        ValueError: if the tolerances are not ``0 <= tolerance_yes <= tolerance_no``, or the moments
+            overflow.
 
     Source: Radhakrishnan et al. 2020, Theorem 1 and the condition for matrix sensing. The printed
     construction from shared singular vectors fails where eigenvalues repeat.
@@ -89,9 +91,13 @@ def certify(
         'yes'
     """
     data = problem_matrices(problem, "certify")
-    yes = (2e-5 if data.single else 1e-10) if tolerance_yes is None else tolerance_yes
-    no = max(1e-3 if data.single else 1e-6, yes) if tolerance_no is None else tolerance_no
-    if not 0 <= yes <= no:
+    yes, no = 2e-5 if data.single else 1e-10, 1e-3 if data.single else 1e-6
+    if tolerance_yes is not None:
+        yes = as_tolerance(tolerance_yes, "tolerance_yes", "certify")
+    no = max(no, yes)
+    if tolerance_no is not None:
+        no = as_tolerance(tolerance_no, "tolerance_no", "certify")
+    if not yes <= no:
         raise ValueError(
             f"tolerances must satisfy 0 <= tolerance_yes <= tolerance_no, got {yes} and {no}"
         )
@@ -122,7 +128,9 @@ def certify(
         target_spectrum=jnp.asarray(target, data.dtype),
         input_spectrum=jnp.asarray(inputs, data.dtype),
         residual=residual,
-        commutator=_sensing_commutator(data) if data.values is not None else commutator(a, b @ b),
+        commutator=_sensing_commutator(data)
+        if data.values is not None
+        else commutator(a, (b / max(np.linalg.norm(b), np.finfo(float).tiny)) @ b),
     )
 
 

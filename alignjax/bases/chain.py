@@ -8,9 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from alignjax._validation import as_real, as_weights, require_concrete
+from alignjax._validation import as_weights, require_concrete
 from alignjax.bases.arcs import ArcFinder
-from alignjax.bases.moments import ProblemMatrices, off_diagonal, problem_matrices, relative
+from alignjax.bases.moments import (
+    ProblemMatrices,
+    as_tolerance,
+    off_diagonal,
+    problem_matrices,
+    relative,
+)
 
 Host = np.ndarray
 
@@ -65,7 +71,8 @@ def chain_bases(
 
     Raises:
         TypeError: if anything is traced, or the problem has another loss.
-        ValueError: if shapes do not fit the problem.
+        ValueError: if shapes do not fit the problem, the tolerance is negative or NaN, or the
+            moments overflow.
         NotAlignedError: if the defect is above the tolerance.
 
     Source: Radhakrishnan et al. 2020, Definition 2. It asks more than that neighbouring layers
@@ -85,7 +92,7 @@ def chain_bases(
     limit = (
         (1e-4 if single else 1e-9)
         if tolerance is None
-        else float(as_real(tolerance, "tolerance", ndim=0))
+        else as_tolerance(tolerance, "tolerance", "reduce")
     )
     bases = ArcFinder(layers, data.symmetric, data.link, single=single).bases()
     bases = _order_and_sign(bases, layers, data.link, data)

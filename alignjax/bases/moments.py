@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alignjax._validation import describe, require_concrete
+from alignjax._validation import as_real, describe, require_concrete
 from alignjax.bases.arcs import polar_part
 from alignjax.problems import MomentProblem, SensingProblem
 
@@ -40,6 +40,7 @@ def problem_matrices(problem: Any, function: str) -> ProblemMatrices:
 
     Raises:
         TypeError: if the problem is traced, or is not described by moments or measurements.
+        ValueError: if they overflow.
     """
     if not isinstance(problem, (MomentProblem, SensingProblem)):
         raise TypeError(
@@ -51,6 +52,7 @@ def problem_matrices(problem: Any, function: str) -> ProblemMatrices:
     if isinstance(problem, SensingProblem):
         dtype = problem.matrices.dtype
         cross = list(np.asarray(problem.matrices, np.float64))
+        _refuse_overflow(np.stack(cross), "matrices", function)
         # Fixed generic weights: the same problem always gets the same bases.
         weights = np.random.default_rng(0).standard_normal((3, len(cross)))
         mixes = list(np.tensordot(weights, np.stack(cross), axes=1))
@@ -61,8 +63,35 @@ def problem_matrices(problem: Any, function: str) -> ProblemMatrices:
         inputs, target = problem.full_moments()
         dtype = inputs.dtype
         link, values = np.asarray(target, np.float64), None
+        _refuse_overflow(np.asarray(inputs, np.float64), "Sigma_xx", function)
+        _refuse_overflow(link, "Sigma_yx", function)
         cross, symmetric = [link], [np.asarray(inputs, np.float64), polar_part(link)]
     return ProblemMatrices(symmetric, cross, link, dtype != np.float64, dtype, values)
+
+
+def _refuse_overflow(matrix: Host, name: str, function: str) -> None:
+    """Finite data may have moments that their dtype cannot hold."""
+    with np.errstate(over="ignore"):
+        norm = np.linalg.norm(matrix)
+    if not np.isfinite(norm):
+        raise ValueError(
+            f"{function} needs a problem whose {name} has a finite norm, but it overflows (norm "
+            f"{norm}): scale the data down"
+        )
+
+
+def as_tolerance(value: Any, name: str, function: str) -> float:
+    """A concrete number of at least 0.
+
+    Raises:
+        TypeError: if it is traced or no number.
+        ValueError: if it is negative or NaN.
+    """
+    require_concrete(value, name, function)
+    number = float(as_real(value, name, ndim=0, finite=False))
+    if not number >= 0:
+        raise ValueError(f"{name} must be at least 0, got {number}")
+    return number
 
 
 def off_diagonal(matrix: Host) -> Host:
@@ -80,8 +109,11 @@ def relative(part: Host, whole: Host) -> float:
 
 def commutator(first: Host, second: Host) -> float:
     """``||[A, B]|| / (||A|| ||B||)`` in Frobenius norms; 0 where one of them vanishes."""
-    norms = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return float(np.linalg.norm(first @ second - second @ first)) / norms if norms > 0 else 0.0
+    norms = float(np.linalg.norm(first)), float(np.linalg.norm(second))
+    if 0 in norms:
+        return 0.0
+    first, second = first / norms[0], second / norms[1]
+    return float(np.linalg.norm(first @ second - second @ first))
 
 
 def spectra(u: Host, v: Host, data: ProblemMatrices) -> tuple[Host, Host]:

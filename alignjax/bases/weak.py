@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax._validation import describe
-from alignjax.bases.moments import off_diagonal, problem_matrices
+from alignjax.bases.moments import as_tolerance, off_diagonal, problem_matrices
 from alignjax.linalg import joint_diagonalize
 from alignjax.problems import MomentProblem
 
@@ -42,6 +42,7 @@ def weak_condition(problem: MomentProblem, *, tolerance: float | None = None) ->
 
     Raises:
         TypeError: if the problem is traced or not described by moments.
+        ValueError: if the tolerance is negative or NaN, or the moments overflow.
 
     Source: Radhakrishnan et al. 2020, the weaker form of alignment of Theorem 1, where the first
     layer may turn.
@@ -51,8 +52,10 @@ def weak_condition(problem: MomentProblem, *, tolerance: float | None = None) ->
             f"weak_condition takes a problem described by moments, got {describe(problem)}"
         )
     data = problem_matrices(problem, "weak_condition")
-    limit = (1e-4 if data.single else 1e-8) if tolerance is None else tolerance
-    a, b = data.symmetric[0], data.link
+    limit = 1e-4 if data.single else 1e-8
+    if tolerance is not None:
+        limit = as_tolerance(tolerance, "tolerance", "weak_condition")
+    a, b = data.symmetric[0], data.link / max(np.linalg.norm(data.link), np.finfo(float).tiny)
     # The span of B A^j B^T over all j is that of B (Pi_a) B^T over the spectral projectors of A,
     # and Chebyshev polynomials of A reach it without the loss of digits that powers bring.
     eigenvalues, vectors = np.linalg.eigh(a)

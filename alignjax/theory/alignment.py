@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alignjax._validation import as_count, as_key, as_real, as_widths, describe
+from alignjax._validation import (
+    as_count,
+    as_key,
+    as_learning_rate,
+    as_real,
+    as_widths,
+    describe,
+    is_concrete,
+)
 from alignjax.bases import Certificate, WeakCondition, certify, weak_condition
 from alignjax.linalg import leave_one_out_products, matmul
 from alignjax.reduced import Reduced
@@ -77,13 +85,17 @@ def printed_update(
         singular_values: shape ``(d, r)``.
         learning_rate: eta, a scalar.
 
+    Raises:
+        TypeError, ValueError: for arguments that do not fit.
+
     Source: Radhakrishnan et al. 2020, Corollary 1, eq. 6, as printed.
     """
     target, inputs = _matched(spectra)
     values = _values(singular_values, target.shape[0])
     r = values.shape[1]
+    rate = as_real(learning_rate, "learning_rate", ndim=0)
     product = jnp.prod(values, axis=0)
-    return values + learning_rate * product * (target[:r] - inputs[:r] * product)
+    return values + rate * product * (target[:r] - inputs[:r] * product)
 
 
 def learning_rate_bound(spectra: Spectra, singular_values: Float[Array, "d r"]) -> Float[Array, ""]:
@@ -121,12 +133,14 @@ def minimum_singular_values(
     *,
     depth: int | None = None,
 ) -> Float[Array, "d r"]:
-    """Singular values at the minimum that gradient flow reaches from a start.
+    """Singular values that gradient flow reaches from a start: the minimum, unless it is stuck.
 
         |s_i| = sqrt(s_i(0)^2 + c),    prod_i |s_i| = p* = |lambda'/lambda|,
 
-    since the flow keeps every ``s_i^2 - s_j^2``. Without a start the layers are balanced:
-    ``s_i = p*^{1/d}``.
+    since the flow keeps every ``s_i^2 - s_j^2``. Where at least two layers tie for the smallest
+    ``|s_i|`` and ``p(0) p* <= 0``, ``p`` only creeps up to 0, and the mode ends at a saddle:
+    ``c = -min_i s_i(0)^2``. Two layers at 0 are a case of it, and stay where they are. Modes with
+    ``lambda = 0`` do not move. Without a start the layers are balanced: ``s_i = p*^{1/d}``.
 
     Args:
         spectra: a :class:`Certificate` or :class:`Reduced`.
@@ -138,21 +152,37 @@ def minimum_singular_values(
 
     Raises:
         TypeError: for spectra of a sensing problem.
-        ValueError: if neither or both of ``singular_values`` and ``depth`` are given.
+        ValueError: if neither or both of ``singular_values`` and ``depth`` are given; if roundoff
+            hides whether layers tie, so that the limit cannot be told.
 
     Source: Radhakrishnan et al. 2020, eq. 5 (the conserved differences).
     """
-    target, inputs = _matched(spectra)
-    goal = jnp.abs(_divide(target, inputs, 0.0))
     if (singular_values is None) == (depth is None):
         raise ValueError("give either singular_values or depth, and not both")
     if singular_values is None:
         d = as_count(depth, "depth", minimum=1)
+        target, inputs = _matched(spectra)
+        goal = jnp.abs(_divide(target, jnp.where(_positive(inputs), inputs, 0.0), 0.0))
         return jnp.broadcast_to(goal ** (1.0 / d), (d, goal.shape[0]))
-    values = _values(singular_values, goal.shape[0])
+    return _flow_limit(spectra, singular_values)[0]
+
+
+def _positive(inputs: Array) -> Array:
+    """Which input eigenvalues are more than roundoff."""
+    return inputs > jnp.finfo(inputs.dtype).eps * inputs.shape[0] * inputs.max()
+
+
+def _flow_limit(spectra: Spectra, singular_values: Any) -> tuple[Array, Array]:
+    """Where the flow ends, in absolute values ``(d, r)``, and which modes end at a saddle."""
+    target, inputs = _matched(spectra)
+    values = _values(singular_values, target.shape[0])
     d, r = values.shape
-    gaps = values**2 - (values**2).min(axis=0)
-    goal = goal[:r]
+    moves = _positive(inputs)[:r]
+    target, inputs = target[:r], inputs[:r]
+    goal = jnp.abs(_divide(target, jnp.where(moves, inputs, 0.0), 0.0))
+    _refuse_doubtful_ties(values, moves & (goal > 0), target)
+    squares = values**2
+    gaps = squares - squares.min(axis=0)
     # Of the shift above the smallest square: prod of sqrt(gaps + shift) grows with it, and the
     # balanced value is an upper end of the bracket.
     low, high = jnp.zeros_like(goal), goal ** (2.0 / d)
@@ -160,7 +190,29 @@ def minimum_singular_values(
         middle = 0.5 * (low + high)
         below = jnp.prod(jnp.sqrt(gaps + middle), axis=0) < goal
         low, high = jnp.where(below, middle, low), jnp.where(below, high, middle)
-    return jnp.sqrt(gaps + high)
+    # A product of signs, where that of the values could underflow.
+    towards = jnp.prod(jnp.sign(values), axis=0) * target
+    stuck = ((gaps == 0).sum(axis=0) > 1) & (towards <= 0)
+    limit = jnp.sqrt(gaps + jnp.where(stuck, 0.0, high))
+    return jnp.where(moves, limit, jnp.abs(values)), moves & stuck & (goal > 0)
+
+
+def _refuse_doubtful_ties(values: Array, has_goal: Array, target: Array) -> None:
+    """Refuse modes whose limit hangs on whether their two smallest layers tie exactly."""
+    if values.shape[0] < 2 or not all(map(is_concrete, (values, has_goal, target))):
+        return
+    sizes = jnp.sort(jnp.abs(values), axis=0)
+    roundoff = 64 * jnp.finfo(values.dtype).eps * sizes.max()
+    wrong = jnp.prod(jnp.sign(values), axis=0) * target < 0
+    nearly = (sizes[1] - sizes[0] <= roundoff) & (sizes[1] != sizes[0])
+    doubtful = has_goal & ((wrong & nearly) | ((sizes[1] <= roundoff) & (sizes[1] > 0)))
+    if bool(doubtful.any()):
+        mode = int(jnp.argmax(doubtful))
+        raise ValueError(
+            f"singular_values of mode {mode}, {values[:, mode].tolist()}, tie up to roundoff only: "
+            f"with exact ties the flow ends at a saddle, without it goes on to the minimum; give "
+            f"exact ties or clear differences"
+        )
 
 
 def stability_threshold(
@@ -185,7 +237,8 @@ def stability_threshold(
 
     Raises:
         TypeError: for spectra of a sensing problem.
-        ValueError: if the minimum is not determined by the arguments.
+        ValueError: if the minimum is not determined by the arguments, or the flow from the start
+            ends at a saddle.
 
     Source: not in Radhakrishnan et al. 2020, whose Proposition 1 is about the modes alone.
 
@@ -199,8 +252,15 @@ def stability_threshold(
     """
     target, _ = _matched(spectra)
     if singular_values is None:
-        start = spectra.singular_values if isinstance(spectra, Reduced) and depth is None else None
-        singular_values = minimum_singular_values(spectra, start, depth=depth)
+        if isinstance(spectra, Reduced) and depth is None:
+            singular_values, stuck = _flow_limit(spectra, spectra.singular_values)
+            if is_concrete(stuck) and bool(stuck.any()):
+                raise ValueError(
+                    f"spectra start where the flow ends at a saddle in mode "
+                    f"{int(jnp.argmax(stuck))}, not at a minimum: give singular_values or depth"
+                )
+        else:
+            singular_values = minimum_singular_values(spectra, depth=depth)
     elif depth is not None:
         raise ValueError("give either singular_values or depth, and not both")
     values = _values(singular_values, target.shape[0])
@@ -234,11 +294,14 @@ def predicted_rate(
         singular_values: at the minimum, shape ``(d, r)``; see :func:`minimum_singular_values`.
         learning_rate: eta, a scalar or one rate a layer, shape ``(d,)``.
 
+    Raises:
+        TypeError, ValueError: for arguments that do not fit.
+
     Source: Radhakrishnan et al. 2020, Proposition 1.
     """
     target, inputs = _matched(spectra)
     values = _values(singular_values, target.shape[0])
-    rate = as_real(learning_rate, "learning_rate", ndim=(0, 1), finite=False)
+    rate = as_learning_rate(learning_rate, values.shape[0])
     per_layer = jnp.broadcast_to(rate, (values.shape[0],))[:, None]
     others = leave_one_out_products(values) ** 2
     return 1.0 - inputs[: values.shape[1]] * jnp.sum(per_layer * others, axis=0)
