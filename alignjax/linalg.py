@@ -148,22 +148,22 @@ def chain_gradients(
     return value, (*gradients, *reversed(tail))
 
 
-def leave_one_out_products(factors: Float[Array, "d r"]) -> Float[Array, "d r"]:
-    """``out_i = prod_{j != i} factors_j`` along axis 0, without a division.
+def leave_one_out_products(factors: Sequence[Float[Array, " r"]]) -> tuple[Array, ...]:
+    """``out_i = prod_{j != i} factors_j`` entry by entry, without a division.
+
+    A tuple, not an array: stacking would keep several steps of a recursion from becoming one pass.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from alignjax.linalg import leave_one_out_products
-        >>> leave_one_out_products(jnp.array([2.0, 3.0, 0.0])).tolist()
+        >>> [x.item() for x in leave_one_out_products(jnp.array([2.0, 3.0, 0.0]))]
         [0.0, 0.0, 6.0]
     """
-    # Unrolled over the few layers, so that it fuses into one pass; a cumulative product would not.
-    before = [jnp.ones_like(factors[0])]
-    after = [jnp.ones_like(factors[0])]
-    for i in range(factors.shape[0] - 1):
+    before, after = [jnp.ones_like(factors[0])], [jnp.ones_like(factors[0])]
+    for i in range(len(factors) - 1):
         before.append(before[-1] * factors[i])
         after.append(after[-1] * factors[-1 - i])
-    return jnp.stack([b * a for b, a in zip(before, reversed(after), strict=True)])
+    return tuple(b * a for b, a in zip(before, reversed(after), strict=True))
 
 
 def ussvd(

@@ -23,7 +23,7 @@ from alignjax._validation import as_count, as_learning_rate, as_real, describe
 from alignjax.bases import chain_bases
 from alignjax.bases.moments import ProblemMatrices, spectra
 from alignjax.engines.loop import guarded_steps
-from alignjax.linalg import guarded, leaves_finite, matmul
+from alignjax.linalg import guarded, leave_one_out_products, leaves_finite, matmul
 from alignjax.problems import MomentProblem
 from alignjax.trajectory import Trajectory, record, save_points
 
@@ -53,6 +53,8 @@ class Reduced:
             ``(r, r)`` of the measurements' diagonals.
         full_input_spectrum: all ``k_0`` diagonal entries of ``V^T Sigma_xx V``; for sensing the
             Gram matrix again.
+        full_target_spectrum: all ``min(k_0, k_d)`` diagonal entries of ``U^T Sigma_yx V``; for
+            sensing those of ``target_spectrum`` again.
         minimizer: the products ``p`` of least risk and least norm, shape ``(r,)``.
         minimum_risk: the least risk that the ``r`` modes can reach.
         frozen: per layer the diagonal entries beyond ``r``, which no gradient moves.
@@ -65,6 +67,7 @@ class Reduced:
     target_spectrum: Array
     input_spectrum: Array
     full_input_spectrum: Array
+    full_target_spectrum: Array
     minimizer: Array
     minimum_risk: Array
     frozen: tuple[Array, ...]
@@ -127,6 +130,7 @@ def reduce(
         target_spectrum=as_jax(target[:r]),
         input_spectrum=as_jax(inputs),
         full_input_spectrum=as_jax(full if full.ndim == 1 else inputs),
+        full_target_spectrum=as_jax(target if full.ndim == 1 else target[:r]),
         minimizer=as_jax(minimizer),
         minimum_risk=as_jax(floor),
         frozen=tuple(as_jax(s[r:]) for s in diagonals),
@@ -156,15 +160,10 @@ def _minimum(
     return best, float(problem.minimum_risk) + missed
 
 
-def _leave_one_out(layers: Sequence[Array]) -> tuple[Array, list[Array]]:
+def _leave_one_out(layers: Sequence[Array]) -> tuple[Array, tuple[Array, ...]]:
     """The product of all layers, and for each layer that of all others."""
-    # Of arrays kept apart: stacking them would keep several steps from becoming one pass.
-    before, after = [jnp.ones_like(layers[0])], [jnp.ones_like(layers[0])]
-    for left, right in zip(layers, reversed(layers), strict=True):
-        before.append(before[-1] * left)
-        after.append(after[-1] * right)
-    others = [b * a for b, a in zip(before[:-1], after[-2::-1], strict=True)]
-    return before[-1], others
+    others = leave_one_out_products(layers)
+    return others[-1] * layers[-1], others
 
 
 def _weighted(reduced: Reduced, product: Array) -> Array:
@@ -225,6 +224,8 @@ def reduced_descent(
 
     mode by mode, with both spectra divided by ``n``; for sensing the modes couple through the Gram
     matrix. Runs under ``vmap`` and ``grad``; freezes on divergence as ``gradient_descent`` does.
+    In real numbers full matrices do the same; with roundoff they do below
+    :func:`alignjax.theory.alignment.stability_threshold`, and as long as they pass no saddle.
 
     Args:
         reduced: what :func:`reduce` returned.

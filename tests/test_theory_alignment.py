@@ -262,3 +262,48 @@ def test_formulas_for_modes_refuse_what_has_none():
         theory.stability_threshold(certificate)
     with pytest.raises(TypeError, match="spectra"):
         theory.learning_rate_bound(3, jnp.ones((2, 2)))
+
+
+def bottleneck(widths, inputs, target):
+    rng = np.random.default_rng(0)
+    v, u = (np.linalg.qr(rng.normal(size=(k, k)))[0] for k in (widths[0], widths[-1]))
+    moment = (v * inputs) @ v.T
+    cross = (u[:, : len(target)] * target) @ v[:, : len(target)].T
+    return aj.from_moments((moment + moment.T) / 2, cross, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("widths", "target"),
+    [
+        # a dropped mode of nearly the same target and more input energy decides
+        ((6, 3, 4), (1.0, 0.9, 0.85, 0.84)),
+        ((6, 3, 5, 4), (1.0, 0.9, 0.85, 0.84)),
+        ((6, 2, 2, 2, 4), (1.0, 0.9, 0.85, 0.84)),
+        ((6, 1, 4), (1.0, 0.9, 0.0, 0.0)),
+    ],
+)
+def test_the_threshold_at_a_bottleneck_is_the_largest_hessian_eigenvalue(widths, target):
+    inputs = np.array([0.8, 0.85, 0.9, 1.1, 1.15, 1.2])
+    problem = bottleneck(widths, inputs, np.array(target))
+    certificate, depth = theory.certify(problem), len(widths) - 1
+    s = theory.minimum_singular_values(certificate, depth=depth)[:, : min(widths)]
+    weights = aj.initializers.aligned(jax.random.key(1), certificate, widths, s)
+    flat, unravel = jax.flatten_util.ravel_pytree(weights)
+    hessian = jax.hessian(lambda w: aj.risk(problem, unravel(w)))(flat)
+    largest = np.linalg.eigvalsh(hessian)[-1]
+    for spectra in (certificate, aj.reduce(problem, weights)):
+        found = theory.stability_threshold(spectra, singular_values=s)
+        np.testing.assert_allclose(found, 2 / largest, rtol=1e-11)
+
+
+@pytest.mark.parametrize("widths", [(5, 2, 4), (5, 2, 3, 4), (5, 4, 2, 2, 4)])
+def test_no_rate_keeps_a_bottleneck_that_drops_a_mode_of_more_gain(widths):
+    # The two kept modes have gains 0.83 and 0.68, a dropped one 0.90.
+    problem = bottleneck(widths, np.array([1.2, 1.2, 0.8, 0.8, 0.8]), np.array([1, 0.9, 0.85, 0.8]))
+    certificate, depth = theory.certify(problem), len(widths) - 1
+    s = theory.minimum_singular_values(certificate, depth=depth)[:, :2]
+    assert theory.stability_threshold(certificate, singular_values=s) == 0
+    weights = aj.initializers.aligned(jax.random.key(1), certificate, widths, s)
+    flat, unravel = jax.flatten_util.ravel_pytree(weights)
+    hessian = jax.hessian(lambda w: aj.risk(problem, unravel(w)))(flat)
+    assert np.linalg.eigvalsh(hessian)[0] < -1e-2

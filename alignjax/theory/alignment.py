@@ -226,8 +226,16 @@ def stability_threshold(
         2 / max_{i <= k_d, j <= k_0} lambda_j sum_l prod_{m>l} s_{m,i}^2 prod_{m<l} s_{m,j}^2
 
     where ``j`` runs over all eigenvalues of ``Sigma_xx``, matched or not, and ``s = 0`` beyond
-    ``r``. The maximum is the largest Hessian eigenvalue. Necessary, not sufficient: along saddles
-    the aligned set is unstable at any rate.
+    ``r``. Where a bottleneck drops modes ``j > r`` with targets, each pairs with each kept mode
+    ``k`` in a block of the Hessian,
+
+        [[lambda_k prod_{m<d} s_{m,k}^2,  lambda'_j prod_{1<m<d} |s_{m,k}|],
+         [lambda'_j prod_{1<m<d} |s_{m,k}|,  lambda_j prod_{m>1} s_{m,k}^2]],
+
+    whose larger eigenvalue counts too. Its smaller one is negative where the dropped mode has more
+    gain ``lambda'^2 / lambda`` than the kept one: then no rate keeps the aligned set, and the
+    threshold is 0. Otherwise the maximum is the largest Hessian eigenvalue. Necessary, not
+    sufficient: along saddles on the way the aligned set is unstable at any rate.
 
     Args:
         spectra: a :class:`Certificate` or :class:`Reduced`.
@@ -265,10 +273,10 @@ def stability_threshold(
         raise ValueError("give either singular_values or depth, and not both")
     values = _values(singular_values, target.shape[0])
     if isinstance(spectra, Reduced):
-        inputs, outputs = spectra.full_input_spectrum, spectra.U.shape[0]
+        inputs, target = spectra.full_input_spectrum, spectra.full_target_spectrum
     else:
-        inputs, outputs = jnp.asarray(spectra.input_spectrum), spectra.U.shape[0]
-    r = values.shape[1]
+        inputs = jnp.asarray(spectra.input_spectrum)
+    outputs, r = spectra.U.shape[0], values.shape[1]
     squares = values**2
     ones = jnp.ones((1, r), squares.dtype)
     after = jnp.cumprod(jnp.concatenate([ones, squares[:0:-1]]), axis=0)[::-1]
@@ -277,7 +285,18 @@ def stability_threshold(
     after = jnp.pad(after, ((0, 0), (0, outputs - r))).at[-1].set(1.0)
     before = jnp.pad(before, ((0, 0), (0, inputs.shape[0] - r))).at[0].set(1.0)
     curvature = jnp.max(matmul(after.T, before) * inputs)
-    return _divide(jnp.asarray(2.0, curvature.dtype), curvature, jnp.inf)
+    # Without dropped modes these are empty; one layer drops none.
+    dropped = slice(r, r if values.shape[0] == 1 else target.shape[0])
+    by_last = (inputs[:r] * jnp.prod(squares[:-1], axis=0))[:, None]
+    by_first = jnp.prod(squares[1:], axis=0)[:, None] * inputs[dropped]
+    coupling = jnp.prod(squares[1:-1], axis=0)[:, None] * target[dropped] ** 2
+    half = 0.5 * (by_last - by_first)
+    pairs = 0.5 * (by_last + by_first) + jnp.sqrt(half**2 + coupling)
+    curvature = jnp.maximum(curvature, jnp.max(pairs, initial=0.0))
+    roundoff = 100 * jnp.finfo(values.dtype).eps
+    leaves = (coupling > by_last * by_first * (1 + roundoff)).any()
+    threshold = _divide(jnp.asarray(2.0, curvature.dtype), curvature, jnp.inf)
+    return jnp.where(leaves, 0.0, threshold)
 
 
 def predicted_rate(
@@ -303,7 +322,7 @@ def predicted_rate(
     values = _values(singular_values, target.shape[0])
     rate = as_learning_rate(learning_rate, values.shape[0])
     per_layer = jnp.broadcast_to(rate, (values.shape[0],))[:, None]
-    others = leave_one_out_products(values) ** 2
+    others = jnp.stack(leave_one_out_products(tuple(values))) ** 2
     return 1.0 - inputs[: values.shape[1]] * jnp.sum(per_layer * others, axis=0)
 
 

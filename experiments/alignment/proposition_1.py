@@ -53,6 +53,7 @@ def random_modes(key: jax.Array, depth: int, count: int) -> tuple[Reduced, jax.A
             target_spectrum=lam * p,
             input_spectrum=lam,
             full_input_spectrum=lam,
+            full_target_spectrum=lam * p,
             minimizer=p,
         )
     )(inputs, goal)
