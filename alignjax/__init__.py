@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from alignjax import datasets, engines, initializers, linalg, losses, metrics, theory
+from alignjax import (
+    datasets,
+    engines,
+    initializers,
+    linalg,
+    losses,
+    metrics,
+    structures,
+    theory,
+)
 from alignjax.bases import NotAlignedError
 from alignjax.descent import gradient_descent, optimizer_descent
 from alignjax.linalg import end_to_end
@@ -55,5 +64,6 @@ __all__ = [
     "risk",
     "risk_and_gradient",
     "sensing",
+    "structures",
     "theory",
 ]

@@ -24,14 +24,17 @@ from alignjax._validation import (
     is_concrete,
 )
 from alignjax.engines.loop import guarded_steps
+from alignjax.engines.structured import checked_structured_gradient, structured_risk
 from alignjax.problems import (
     Problem,
+    check_fit,
     check_weights,
     checked_gradient,
     lift_gradient,
     risk,
     to_span,
 )
+from alignjax.structures import Structure, check_coefficients
 from alignjax.trajectory import Trajectory, record, save_points
 
 __all__ = ["gradient_descent", "optimizer_descent"]
@@ -48,6 +51,7 @@ def gradient_descent(
     save_at: Sequence[int] | None = None,
     observe: Observe | None = None,
     until: float | Array | None = None,
+    structure: Structure | Sequence[Structure] | None = None,
     engine: str = "auto",
 ) -> Trajectory:
     """Full-batch gradient descent: ``W_i <- W_i - eta_i dR/dW_i``.
@@ -67,6 +71,10 @@ def gradient_descent(
         observe: ``weights -> pytree`` of arrays; by default ``{"risk": ...}``. Pass the same
             function again to reuse the compiled run.
         until: a risk at which to stop, looked at on save points.
+        structure: one of :mod:`alignjax.structures` for all layers, or one a layer. ``weights``,
+            what ``observe`` receives and the result's ``weights`` are then coefficients, one vector
+            a layer; ``aj.structures.matrices(structure, coefficients)`` converts. Nothing but the
+            structures' own operations is used, so no matrix is built where they need none.
         engine: ``"auto"`` or a name out of ``alignjax.engines.available()``.
 
     Returns:
@@ -86,7 +94,7 @@ def gradient_descent(
         >>> bool((run.observations["risk"][:, -1] < 1e-12).all())
         True
     """
-    weights = check_weights(problem, weights)
+    weights, layers = _check_state(problem, weights, structure)
     rate = as_learning_rate(learning_rate, len(weights)).astype(weights[0].dtype)
     steps = as_count(steps, "steps")
     points = save_points(save_at, steps)
@@ -102,13 +110,33 @@ def gradient_descent(
         steps=steps,
         save_at=points,
         observe=observe,
+        structure=layers,
         engine=engines.resolve(engine),
     )
 
 
-def _observer(problem: Problem, observe: Observe | None) -> Observe:
+def _check_state(
+    problem: Problem, state: Any, structure: Any
+) -> tuple[tuple[Array, ...], tuple[Structure, ...] | None]:
+    """The checked start, and one structure a layer if layers have structures."""
+    if structure is None:
+        return check_weights(problem, state), None
+    layers, coefficients = check_coefficients(structure, state)
+    check_fit(problem, layers[0].shape[1], layers[-1].shape[0], "structure", len(layers))
+    dtype = jnp.result_type(problem.dtype, *coefficients)
+    return tuple(c.astype(dtype) for c in coefficients), layers
+
+
+def _risk_of(problem: Any, structure: tuple[Structure, ...] | None) -> Callable[[Any], Array]:
+    """The risk of a state: of matrices, or of coefficients of a problem seen by outputs."""
+    if structure is None:
+        return lambda weights: risk(problem, weights)
+    return lambda coefficients: structured_risk(problem, structure, coefficients)
+
+
+def _observer(value: Callable[[Any], Array], observe: Observe | None) -> Observe:
     if observe is None:
-        return lambda weights: {"risk": risk(problem, weights)}
+        return lambda state: {"risk": value(state)}
 
     def look(weights: tuple[Array, ...]) -> Any:
         seen = observe(weights)
@@ -124,7 +152,7 @@ def _observer(problem: Problem, observe: Observe | None) -> Observe:
     return look
 
 
-@partial(jax.jit, static_argnames=("steps", "save_at", "observe", "engine"))
+@partial(jax.jit, static_argnames=("steps", "save_at", "observe", "structure", "engine"))
 def _gradient_descent(
     problem: Problem,
     weights: tuple[Array, ...],
@@ -134,18 +162,25 @@ def _gradient_descent(
     steps: int,
     save_at: tuple[int, ...],
     observe: Observe | None,
+    structure: tuple[Structure, ...] | None,
     engine: str,
 ) -> Trajectory:
+    # Once for all segments: it takes an eigendecomposition of the moments.
+    seen_as: Any = problem if structure is None else problem.by_outputs()
+    value = _risk_of(seen_as, structure)
+
     def advance(state: Any, _: Array, count: Array, max_count: int) -> tuple[Any, Array]:
-        return engines.advance(problem, state, rate, count, max_steps=max_count, engine=engine)
+        return engines.advance(
+            seen_as, state, rate, count, max_steps=max_count, structure=structure, engine=engine
+        )
 
     state, seen, taken, status, stopped_at = record(
         advance,
         weights,
-        _observer(problem, observe),
+        _observer(value, observe),
         save_at,
         steps,
-        reached=None if until is None else lambda state: risk(problem, state) <= until,
+        reached=None if until is None else lambda state: value(state) <= until,
     )
     time = taken.astype(rate.dtype).reshape(-1, *[1] * rate.ndim) * rate
     step = jnp.asarray(save_at, jnp.int32)
@@ -162,6 +197,7 @@ def optimizer_descent(
     observe: Observe | None = None,
     batch_size: int | None = None,
     key: Array | None = None,
+    structure: Structure | Sequence[Structure] | None = None,
 ) -> Trajectory:
     """Descent by any optax transformation, on the full batch or on minibatches.
 
@@ -170,7 +206,9 @@ def optimizer_descent(
     divergence is the risk and gradient of the batch at hand.
 
     Hyperparameters may be traced: ``vmap(lambda eta, b: optimizer_descent(..., optax.adam(eta,
-    b1=b)))`` is one trace. Pass the same optimizer object again to reuse the compiled run.
+    b1=b)))`` is one trace for a whole sweep. A Python loop that makes a new optimizer for each
+    value compiles each time, since its hyperparameters are constants to the compiler; only the
+    same optimizer object reuses the compiled run.
 
     Args:
         problem: what is learned.
@@ -181,6 +219,7 @@ def optimizer_descent(
         observe: ``weights -> pytree`` of arrays; by default ``{"risk": ...}`` of the full data.
         batch_size: samples a step, at most ``n``; all of them by default.
         key: a random key; needed with ``batch_size``.
+        structure: as for :func:`gradient_descent`; the optimizer then sees coefficients.
 
     Returns:
         A :class:`alignjax.Trajectory` with ``optimizer_state``; ``time`` is None.
@@ -189,7 +228,7 @@ def optimizer_descent(
         TypeError, ValueError: for arguments that do not fit, or ``batch_size`` on a problem that
             holds moments only.
     """
-    weights = check_weights(problem, weights)
+    weights, layers = _check_state(problem, weights, structure)
     steps = as_count(steps, "steps")
     points = save_points(save_at, steps)
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
@@ -218,6 +257,7 @@ def optimizer_descent(
         save_at=points,
         observe=observe,
         batch_size=batch_size,
+        structure=layers,
     )
 
 
@@ -249,8 +289,10 @@ def _optimizer_descent(
     save_at: tuple[int, ...],
     observe: Observe | None,
     batch_size: int | None,
+    structure: tuple[Structure, ...] | None,
 ) -> Trajectory:
-    core, _ = to_span(problem, weights)
+    core = to_span(problem, weights)[0] if structure is None else problem.by_outputs()
+    value_of = _risk_of(problem if structure is None else core, structure)
     chosen = optax.with_extra_args_support(optimizer)
     batches = None if batch_size is None else _Epochs(problem, key, batch_size)
 
@@ -258,6 +300,10 @@ def _optimizer_descent(
         def evaluate(state: Any, index: Array) -> tuple[Any, Array]:
             layers, _, order = state
             batch, order = (core, order) if batches is None else batches.at(start + index, order)
+            if structure is not None:
+                look = checked_structured_gradient(batch.by_outputs(), structure, layers)
+                (value, slope), ok = look
+                return (value, slope, order), ok
             # Most optimizers act entry by entry, so unlike plain descent they must see the layers
             # themselves and not coordinates of them.
             (value, slope), ok = checked_gradient(batch, to_span(problem, layers)[1])
@@ -272,7 +318,7 @@ def _optimizer_descent(
                 layers,
                 value=value,
                 grad=slope,
-                value_fn=lambda layers: risk(problem, layers),
+                value_fn=value_of,
             )
             return optax.apply_updates(layers, changes), memory, order
 
@@ -283,7 +329,7 @@ def _optimizer_descent(
         )
         return (layers, memory), taken
 
-    look = _observer(problem, observe)
+    look = _observer(value_of, observe)
     state, seen, _, status, stopped_at = record(
         advance,
         (weights, chosen.init(weights)),
@@ -296,7 +342,8 @@ def _optimizer_descent(
 
 
 _jitted_optimizer_descent = partial(
-    jax.jit, static_argnames=("optimizer", "steps", "save_at", "observe", "batch_size")
+    jax.jit,
+    static_argnames=("optimizer", "steps", "save_at", "observe", "batch_size", "structure"),
 )(_optimizer_descent)
 
 

@@ -22,17 +22,38 @@ from alignjax._validation import (
 from alignjax.bases import Certificate, WeakCondition, certify, weak_condition
 from alignjax.linalg import leave_one_out_products, matmul
 from alignjax.reduced import Reduced
+from alignjax.theory.aligned_probe import AlignedProbe, aligned_interpolation
+from alignjax.theory.subspaces import (
+    Architecture,
+    DimensionTest,
+    architectures,
+    dimension_test,
+    element_bound,
+    least_depth,
+    outer_alignment,
+    printed_element_bound,
+)
 
 __all__ = [
+    "AlignedProbe",
+    "Architecture",
     "Certificate",
+    "DimensionTest",
     "WeakCondition",
+    "aligned_interpolation",
+    "architectures",
     "certify",
+    "dimension_test",
+    "element_bound",
     "learning_rate_bound",
+    "least_depth",
     "minimum_norm",
     "minimum_norm_factorization",
     "minimum_singular_values",
     "one_dimensional_start",
+    "outer_alignment",
     "predicted_rate",
+    "printed_element_bound",
     "printed_update",
     "stability_threshold",
     "weak_condition",
