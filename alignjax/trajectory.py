@@ -26,7 +26,8 @@ class Status(enum.IntEnum):
     COMPLETED = 0
     """All steps were taken."""
     DIVERGED = 1
-    """Frozen at the last state of finite gradient and risk of at most sqrt(largest float)."""
+    """Frozen at the last state of finite gradient and risk of at most sqrt(largest float), or at
+    the start, if that is no such state."""
     REACHED = 2
     """Stopped on a save point whose risk was at most ``until``."""
 
@@ -97,8 +98,11 @@ def save_points(save_at: Sequence[int] | None, steps: int) -> tuple[int, ...]:
     if isinstance(save_at, jax.core.Tracer):
         raise TypeError("save_at shapes the computation, so it must be concrete, not traced")
     try:
-        points = tuple(operator.index(p) for p in np.asarray(save_at).reshape(-1).tolist())
-    except TypeError as error:
+        given = np.asarray(save_at)
+        if given.ndim > 1 or given.dtype == np.bool_:
+            raise TypeError("not a sequence of integers")
+        points = tuple(operator.index(p) for p in given.reshape(-1).tolist())
+    except (TypeError, ValueError) as error:
         raise TypeError(f"save_at must hold integers, got {describe(save_at)}") from error
     if not points:
         raise ValueError("save_at must hold at least one step, got none")

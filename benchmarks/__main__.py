@@ -12,11 +12,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine, moments, reduced
+from benchmarks import engine, moments, reduced, structures
 from benchmarks.timing import Row
 from experiments.provenance import provenance
 
-BENCHMARKS = {"moments": moments.run, "reduced": reduced.run, "engine": engine.run}
+BENCHMARKS = {
+    "moments": moments.run,
+    "reduced": reduced.run,
+    "engine": engine.run,
+    "structures": structures.run,
+}
 COLUMNS = (
     "benchmark",
     "case",

@@ -31,6 +31,13 @@ def optimize(*, problem=PROBLEM, weights=WEIGHTS, optimizer=ADAM, steps=3, **opt
     return aj.optimizer_descent(problem, weights, optimizer, steps=steps, **options)
 
 
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, weights):
+        return weights
+
+
 def moments(inputs=None, cross=None, energy=9.0):
     inputs = np.eye(3) if inputs is None else inputs
     return aj.from_moments(inputs, np.ones((2, 3)) if cross is None else cross, energy)
@@ -188,6 +195,9 @@ CASES = [
     ("until text", lambda: run(until="done"), TypeError, r"^until must hold real"),
     ("until vector", lambda: run(until=[0.1]), ValueError, r"^until .*0 dim"),
     ("until NaN", lambda: run(until=np.nan), ValueError, r"^until must be finite"),
+    ("save_at nested", lambda: run(save_at=[[0, 1], [2, 3]]), TypeError, r"^save_at .*integers"),
+    ("save_at mask", lambda: run(save_at=[False, True]), TypeError, r"^save_at .*integers"),
+    ("observe unhashable", lambda: run(observe=Unhashable()), TypeError, r"^observe .*hashable"),
     ("engine unknown", lambda: run(engine="gpu"), ValueError, r"^engine .*'auto'.*'gpu'"),
     ("engine list", lambda: run(engine=["xla"]), ValueError, r"^engine .*\['xla'\]"),
     (

@@ -66,4 +66,7 @@ def test_table_and_record_hold_every_row():
 def test_an_unknown_name_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["nothing"])
-    assert "NAME must be among moments, reduced, engine, got nothing" in capsys.readouterr().err
+    assert (
+        "NAME must be among moments, reduced, engine, structures, got nothing"
+        in capsys.readouterr().err
+    )

@@ -307,3 +307,29 @@ def test_no_rate_keeps_a_bottleneck_that_drops_a_mode_of_more_gain(widths):
     flat, unravel = jax.flatten_util.ravel_pytree(weights)
     hessian = jax.hessian(lambda w: aj.risk(problem, unravel(w)))(flat)
     assert np.linalg.eigvalsh(hessian)[0] < -1e-2
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_the_threshold_is_the_hessian_s_with_entries_beyond_the_bottleneck_too(seed):
+    rng = np.random.default_rng(seed)
+    depth = 1 + seed % 4
+    widths = tuple(int(k) for k in rng.integers(1, 6, size=depth + 1))
+    bases = [np.linalg.qr(rng.normal(size=(k, k)))[0] for k in widths]
+    modes = min(widths[0], widths[-1])
+    inputs = np.sort(rng.uniform(0.5, 3, widths[0]))
+    target = np.sort(rng.uniform(0.2, 1.5, modes))[::-1]
+    moment = (bases[0] * inputs) @ bases[0].T
+    cross = (bases[-1][:, :modes] * target) @ bases[0][:, :modes].T
+    problem = aj.from_moments((moment + moment.T) / 2, cross, 100.0)
+    start = []
+    for below, above in pairwise(bases):
+        rank = min(len(below), len(above))
+        start.append((above[:, :rank] * rng.uniform(0.3, 1.5, rank)) @ below[:, :rank].T)
+    reduced = aj.reduce(problem, tuple(start))
+    signs = jnp.sign(reduced.singular_values)
+    s = signs * theory.minimum_singular_values(reduced, jnp.abs(reduced.singular_values))
+    flat, unravel = jax.flatten_util.ravel_pytree(aj.expand(reduced, s))
+    values = np.linalg.eigvalsh(jax.hessian(lambda w: aj.risk(problem, unravel(w)))(flat))
+    expected = 0.0 if values[0] < -1e-9 * values[-1] else 2 / values[-1]
+    found = theory.stability_threshold(reduced, singular_values=s)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)

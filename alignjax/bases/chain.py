@@ -100,10 +100,24 @@ def chain_bases(
     if not defect <= limit:
         raise NotAlignedError(
             f"weights are not aligned with the problem: the best bases found leave {defect:.3g} "
-            f"of {where} off the diagonal, more than the tolerance {limit:.3g}",
+            f"of {where} off the diagonal, more than the tolerance {limit:.3g}{_doubt(layers)}",
             defect,
         )
     return ChainBases(tuple(bases), defect, data)
+
+
+def _doubt(layers: Sequence[Host]) -> str:
+    """What a refusal may owe to roundoff: bases are carried through small singular values."""
+    values = np.concatenate(
+        [np.linalg.svd(w, compute_uv=False) / np.linalg.norm(w) for w in layers]
+    )
+    small = values[values > 1e-12].min(initial=1.0)
+    if small > 1e-2:
+        return ""
+    return (
+        f" (a layer holds a singular value of {small:.1g} of its norm, by which roundoff is "
+        f"divided where others tie: if that is the cause, give a larger tolerance)"
+    )
 
 
 def _order_and_sign(

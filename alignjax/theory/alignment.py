@@ -246,15 +246,17 @@ def stability_threshold(
 
         2 / max_{i <= k_d, j <= k_0} lambda_j sum_l prod_{m>l} s_{m,i}^2 prod_{m<l} s_{m,j}^2
 
-    where ``j`` runs over all eigenvalues of ``Sigma_xx``, matched or not, and ``s = 0`` beyond
-    ``r``. Where a bottleneck drops modes ``j > r`` with targets, each pairs with each kept mode
-    ``k`` in a block of the Hessian,
+    where ``j`` runs over all eigenvalues of ``Sigma_xx``, matched or not, and ``s_m`` holds the
+    whole diagonal of layer ``m``: for a :class:`Reduced` its entries beyond ``r`` too, which no
+    gradient moves but which carry perturbations; for a :class:`Certificate` zeros there. Where a
+    bottleneck drops modes ``j`` with targets, what the network misses couples each to the modes
+    ``c`` that pass, in blocks of the Hessian of the entries ``(j, c)`` and ``(c, j)`` of all
+    layers; with two layers,
 
-        [[lambda_k prod_{m<d} s_{m,k}^2,  lambda'_j prod_{1<m<d} |s_{m,k}|],
-         [lambda'_j prod_{1<m<d} |s_{m,k}|,  lambda_j prod_{m>1} s_{m,k}^2]],
+        [[lambda_c s_{1,c}^2, lambda'_j], [lambda'_j, lambda_j s_{2,c}^2]],
 
-    whose larger eigenvalue counts too. Its smaller one is negative where the dropped mode has more
-    gain ``lambda'^2 / lambda`` than the kept one: then no rate keeps the aligned set, and the
+    whose eigenvalues count too. One is negative where a dropped mode has more gain
+    ``lambda'^2 / lambda`` than one that is kept: then no rate keeps the aligned set, and the
     threshold is 0. Otherwise the maximum is the largest Hessian eigenvalue. Necessary, not
     sufficient: along saddles on the way the aligned set is unstable at any rate.
 
@@ -293,31 +295,69 @@ def stability_threshold(
     elif depth is not None:
         raise ValueError("give either singular_values or depth, and not both")
     values = _values(singular_values, target.shape[0])
+    low, high = _extreme_curvatures(spectra, values)
+    threshold = _divide(jnp.asarray(2.0, high.dtype), high, jnp.inf)
+    roundoff = 100 * jnp.finfo(high.dtype).eps
+    return jnp.where(low < -roundoff * high, 0.0, threshold)
+
+
+def _diagonals(spectra: Spectra, values: Array) -> tuple[Array, Array, Array, list[int]]:
+    """Whole diagonals ``(d, K)``, both spectra ``(K,)``, zero up to the widest, and the widths."""
+    d, r = values.shape
     if isinstance(spectra, Reduced):
+        widths = [spectra.V.shape[0], *(b.shape[0] for b in spectra.inner_bases), len(spectra.U)]
         inputs, target = spectra.full_input_spectrum, spectra.full_target_spectrum
+        rest: tuple[Array, ...] = spectra.frozen
     else:
-        inputs = jnp.asarray(spectra.input_spectrum)
-    outputs, r = spectra.U.shape[0], values.shape[1]
-    squares = values**2
-    ones = jnp.ones((1, r), squares.dtype)
-    after = jnp.cumprod(jnp.concatenate([ones, squares[:0:-1]]), axis=0)[::-1]
-    before = jnp.cumprod(jnp.concatenate([ones, squares[:-1]]), axis=0)
-    # Beyond r only the empty products survive: layer d on the left, layer 1 on the right.
-    after = jnp.pad(after, ((0, 0), (0, outputs - r))).at[-1].set(1.0)
-    before = jnp.pad(before, ((0, 0), (0, inputs.shape[0] - r))).at[0].set(1.0)
-    curvature = jnp.max(matmul(after.T, before) * inputs)
-    # Without dropped modes these are empty; one layer drops none.
-    dropped = slice(r, r if values.shape[0] == 1 else target.shape[0])
-    by_last = (inputs[:r] * jnp.prod(squares[:-1], axis=0))[:, None]
-    by_first = jnp.prod(squares[1:], axis=0)[:, None] * inputs[dropped]
-    coupling = jnp.prod(squares[1:-1], axis=0)[:, None] * target[dropped] ** 2
-    half = 0.5 * (by_last - by_first)
-    pairs = 0.5 * (by_last + by_first) + jnp.sqrt(half**2 + coupling)
-    curvature = jnp.maximum(curvature, jnp.max(pairs, initial=0.0))
-    roundoff = 100 * jnp.finfo(values.dtype).eps
-    leaves = (coupling > by_last * by_first * (1 + roundoff)).any()
-    threshold = _divide(jnp.asarray(2.0, curvature.dtype), curvature, jnp.inf)
-    return jnp.where(leaves, 0.0, threshold)
+        widths = [spectra.V.shape[0], *[r] * (d - 1), spectra.U.shape[0]]
+        inputs, target = jnp.asarray(spectra.input_spectrum), jnp.asarray(spectra.target_spectrum)
+        rest = (values[0, :0],) * d
+
+    def padded(vector: Array) -> Array:
+        return jnp.pad(vector, (0, max(widths) - vector.shape[0]))
+
+    diagonals = [padded(jnp.concatenate([s, tail])) for s, tail in zip(values, rest, strict=True)]
+    return jnp.stack(diagonals), padded(inputs), padded(target), widths
+
+
+def _extreme_curvatures(spectra: Spectra, values: Array) -> tuple[Array, Array]:
+    """The least negative and the largest eigenvalue of the Hessian at an aligned minimum."""
+    s, inputs, target, widths = _diagonals(spectra, values)
+    (d, size), r = s.shape, values.shape[1]
+    exists = [jnp.arange(size) < k for k in widths]
+    # What layers above and below a layer do to a perturbation of it.
+    above, below = [exists[-1].astype(s.dtype)], [exists[0].astype(s.dtype)]
+    for m in range(d - 1):
+        above.insert(0, above[0] * s[d - 1 - m])
+        below.append(below[-1] * s[m])
+    up, down = jnp.stack(above), jnp.stack(below)
+    # A perturbation at (a, b) of the product, by all layers.
+    low, high = jnp.zeros((), s.dtype), jnp.max(matmul((up**2).T, down**2) * inputs)
+    modes = min(widths[0], widths[-1])
+    if d == 1 or modes <= r:
+        return low, high
+    # The residual at the minimum: what the bottleneck drops.
+    missed = jnp.where((jnp.arange(size) >= r) & (jnp.arange(size) < modes), target, 0.0)
+    j = jnp.arange(r, modes)[:, None]
+    c = jnp.arange(size)[None, :]
+    first = jnp.stack([up[m, j] * down[m, c] for m in range(d)], axis=-1)
+    second = jnp.stack([up[m, c] * down[m, j] for m in range(d)], axis=-1)
+    coupling = jnp.zeros((*first.shape, d), s.dtype)
+    for lower in range(d - 1):
+        between = exists[lower + 1].astype(s.dtype)
+        for upper in range(lower + 1, d):
+            # Entry (j, c) of the upper layer and (c, j) of the lower one meet in the residual at j,
+            # with the roles exchanged in that at c.
+            at_j = missed[j] * up[upper, j] * down[lower, j] * between[c]
+            at_c = missed[c] * up[upper, c] * down[lower, c] * between[j]
+            coupling = coupling.at[..., upper, lower].set(at_j).at[..., lower, upper].set(at_c)
+            between = between * s[upper] * exists[upper + 1]
+    own = inputs[c][..., None, None] * first[..., :, None] * first[..., None, :]
+    other = inputs[j][..., None, None] * second[..., :, None] * second[..., None, :]
+    turned = jnp.swapaxes(coupling, -1, -2)
+    block = jnp.block([[own, coupling], [turned, other]])
+    found = jnp.linalg.eigvalsh(block)
+    return jnp.minimum(low, found.min()), jnp.maximum(high, found.max())
 
 
 def predicted_rate(

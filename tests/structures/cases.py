@@ -38,15 +38,14 @@ def normal(*shape, dtype=np.float64, seed=0):
 
 def elements(structure):
     """The basis of the structure's own coordinates, shape (dim, k_out, k_in)."""
-    return np.stack([np.asarray(structure.matrix(e)) for e in np.eye(structure.dim)])
+    return np.asarray(jax.jit(jax.vmap(structure.matrix))(np.eye(structure.dim)))
 
 
 def raw_elements(structure):
     """The raw basis, whatever the coordinates are."""
-    rows = [structure.orthonormal(e) for e in np.eye(structure.dim)]
-    return np.stack(
-        [
-            np.asarray(structure.matrix(r if structure.coordinates == "orthonormal" else e))
-            for r, e in zip(rows, np.eye(structure.dim), strict=True)
-        ]
-    )
+
+    def element(e):
+        orthonormal = structure.coordinates == "orthonormal"
+        return structure.matrix(structure.orthonormal(e) if orthonormal else e)
+
+    return np.asarray(jax.jit(jax.vmap(element))(np.eye(structure.dim)))
