@@ -45,7 +45,7 @@ def _plain(X: Any, Y: Any, start: Any, rate: Any, steps: int) -> Any:
 def run(
     *,
     repeats: int,
-    sizes: Sequence[int] = (100, 10_000, 1_000_000),
+    sizes: Sequence[int] = (100, 1_000, 10_000, 100_000, 1_000_000),
     peer_up_to: int = 10_000,
     steps: int = 1000,
 ) -> list[Row]:

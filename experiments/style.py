@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -143,3 +144,10 @@ def add_note(figure: Figure, text: str) -> None:
         va="bottom",
         linespacing=1.2,
     )
+
+
+def band(panel: Any, x: np.ndarray, values: np.ndarray, label: str, **style: Any) -> None:
+    """The median over the first axis as a line, the 10th to the 90th percentile as a band."""
+    low, middle, high = np.quantile(values, (0.1, 0.5, 0.9), axis=0)
+    (line,) = panel.plot(x, middle, label=label, **style)
+    panel.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)

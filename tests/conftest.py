@@ -1,9 +1,18 @@
 """Fixtures that several test files share. The settings of a run are in the root `conftest.py`."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_for_one_file_only() -> Iterator[None]:
+    """Thousands of compiled programs would fill a small machine's memory: 5 GB a worker."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

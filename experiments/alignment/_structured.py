@@ -144,13 +144,6 @@ def off_centre(structure: Conv2d, coefficients: Coefficients) -> jax.Array:
     return jnp.stack(shares).max(0)
 
 
-def band(panel: Any, x: np.ndarray, values: np.ndarray, label: str, **style: Any) -> None:
-    """The median over the first axis as a line, the 10th to the 90th percentile as a band."""
-    low, middle, high = np.quantile(values, (0.1, 0.5, 0.9), axis=0)
-    (line,) = panel.plot(x, middle, label=label, **style)
-    panel.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
-
-
 def require_converged(name: str, statuses: Sequence[Any]) -> None:
     """Stop where a run diverged: its numbers would be of another experiment.
 

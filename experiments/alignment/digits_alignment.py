@@ -15,7 +15,6 @@ from experiments.alignment._structured import (
     DEPTH,
     KERNEL,
     aligned_start,
-    band,
     block_means,
     default_start,
     image_rows,
@@ -27,6 +26,7 @@ from experiments.alignment._structured import (
 )
 from experiments.context import Context
 from experiments.registry import experiment
+from experiments.style import band
 
 SOURCE = f"{PAPER}, section 5.2"
 EXAMPLE = f"{PAPER}, section 5.2, example"
@@ -161,7 +161,8 @@ def _draw(
             for kind, values in seen.items():
                 band(panel, np.array(counts), values[name].T, f"{kind} start")
                 color = panel.lines[-1].get_color()
-                panel.plot(counts, values[name].min(axis=1), "o", color=color, ms=2.5)
+                least = values[name].min(axis=1)
+                panel.plot(counts, least, "o", color=color, ms=2.5, label=f"{kind} start, least")
             panel.set(xscale="log", yscale="log", xlabel="number of digits n", ylabel=label)
             panel.set_xticks(counts, [f"{n}" for n in counts])
             panel.xaxis.set_minor_locator(NullLocator())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 import alignjax as aj
 from experiments.context import Context
 from experiments.registry import experiment
+from experiments.style import band
 
 SOURCE = "Radhakrishnan et al. 2020, Figure 1a"
 OWN = "this project, on Radhakrishnan et al. 2020, Figure 1a"
@@ -105,24 +105,18 @@ def _draw_figure(
     with context.figure("figure_1a", caption, columns=3, width="double", height=2.3) as (_, axes):
         for panel, start in zip(axes, STARTS, strict=False):
             for name in names:
-                _band(panel, step, seen[start][name], name)
+                band(panel, step, seen[start][name], name)
             panel.axhline(chance, color="0.5", linestyle=":", label="alignment by chance")
             panel.set(title=f"{start} start", ylim=(0, 1.04), ylabel="share (1 = kept)")
         axes[0].legend(loc="lower left")
         for start in STARTS:
-            _band(axes[2], step, seen[start]["risk"], start)
+            band(axes[2], step, seen[start]["risk"], start)
         axes[2].set(yscale="log", ylabel="risk", title="training")
         axes[2].legend(loc="lower left")
         for panel in axes:
             # step 0 has its place on the axis
             panel.set_xscale("symlog", linthresh=1)
             panel.set(xlabel="step", xlim=(0, step[-1]))
-
-
-def _band(panel: Any, step: np.ndarray, values: np.ndarray, label: str) -> None:
-    low, middle, high = np.quantile(values, (0.1, 0.5, 0.9), axis=0)
-    (line,) = panel.plot(step, middle, label=label)
-    panel.fill_between(step, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
 
 
 def _write_tables(

@@ -13,9 +13,10 @@ from alignjax.linalg import matmul
 from alignjax.problems import MomentProblem
 from alignjax.structures import Dense, Structure, Toeplitz
 from experiments.alignment._aligned import PAPER
-from experiments.alignment._structured import DEPTH, Coefficients, band, require_converged
+from experiments.alignment._structured import DEPTH, Coefficients, require_converged
 from experiments.context import Context
 from experiments.registry import experiment
+from experiments.style import band
 
 SOURCE = f"{PAPER}, Figure 2a"
 OWN = f"this project, on {SOURCE}"
