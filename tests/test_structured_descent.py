@@ -314,3 +314,19 @@ def descend(weights=START, structure=TOEPLITZ, rate=0.1):
 def test_bad_structures_and_coefficients_are_refused_by_name(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+def test_minibatches_of_fewer_samples_than_pixels_train_in_coefficients(loss):
+    images, labels = X[:4], np.arange(4) % 9
+    if loss == "squared":
+        problem = aj.autoencoding(images)
+    else:
+        problem = aj.classification(images, labels, loss, classes=9)
+    structure = Dense((9, 9), coordinates="raw")
+    start = start_of(structure, scale=2.0)
+    options = {"steps": 6, "batch_size": 2, "key": KEY}
+    sgd = optax.sgd(1e-2)
+    full = aj.optimizer_descent(problem, matrices(structure, start), sgd, **options)
+    run = aj.optimizer_descent(problem, start, sgd, structure=structure, **options)
+    assert apart(matrices(structure, run.weights), full.weights) < 1e-12

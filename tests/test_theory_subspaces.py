@@ -9,6 +9,7 @@ import pytest
 
 import alignjax as aj
 from alignjax.metrics import alignment, chain_alignment
+from alignjax.structures import Dense, Toeplitz
 from alignjax.theory import aligned_probe
 from alignjax.theory.aligned_probe import aligned_interpolation, layer_bases
 from alignjax.theory.subspaces import (
@@ -490,3 +491,41 @@ def test_counts_refuse(call, error, words):
 def test_dimension_test_runs_on_the_host():
     with pytest.raises(TypeError, match="outside jit"):
         jax.jit(lambda s: dimension_test(s, samples=3).width)(SPAN)
+
+
+def test_the_best_of_a_batch_of_searches_is_each_search_s_own():
+    structure = Dense((3, 3))
+    X = jax.random.normal(jax.random.key(0), (3, 3))
+    Y = jax.random.normal(jax.random.key(1), (3, 3))
+    keys = jax.random.split(jax.random.key(2), 3)
+
+    def search(key):
+        return aligned_interpolation(key, structure, X, Y, depth=2, starts=4, steps=20)
+
+    batch = jax.vmap(search)(keys)
+    alone = [search(key) for key in keys]
+    assert batch.best_defect.shape == batch.best_fit.shape == (3,)
+    assert batch.best_weights[0].shape == (3, 3, 3)
+    for i, one in enumerate(alone):
+        assert one.best_fit == one.fits[one.best]
+        assert (batch.best_fit[i] == batch.fits[i, batch.best[i]]).all()
+        assert (batch.best_weights[1][i] == batch.weights[1][i, batch.best[i]]).all()
+        assert one.best_weights[0].shape == (3, 3)
+
+
+def test_exceptional_data_are_seen_in_float32_too():
+    X = jax.random.normal(jax.random.key(0), (8, 8))
+    Y = X @ jax.random.orthogonal(jax.random.key(1), 8).T
+    for dtype in (jnp.float64, jnp.float32):
+        found = dimension_test(5, width=8, inputs=X.astype(dtype), targets=Y.astype(dtype), depth=2)
+        assert found.verdict == "silent"
+
+
+def test_outer_alignment_refuses_inputs_that_leave_the_map_open():
+    X = np.array([[1.0, 1.0], [2, 2], [3, 3]])
+    with pytest.raises(ValueError, match=r"^inputs must be of full rank.*rank 1 of 2"):
+        outer_alignment((np.eye(2), np.eye(2)), X, X)
+
+
+def test_large_structures_are_counted_without_their_matrices():
+    assert dimension_test(Toeplitz(4096), samples=4096, depth=2).verdict

@@ -134,7 +134,7 @@ class MomentProblem:
                 "batch_size needs the samples, but this problem holds moments only: state it by "
                 "regression(X, Y), or leave batch_size out"
             )
-        return SampleProblem(self.inputs[index], self.targets[index], None, squared)
+        return SampleProblem(self.inputs[index], self.targets[index], self.basis, squared)
 
 
 @jax.tree_util.register_dataclass
@@ -213,7 +213,7 @@ class SampleProblem:
         )
 
     def _batch(self, index: Array) -> SampleProblem:
-        return replace(self, inputs=self.inputs[index], targets=self.targets[index], basis=None)
+        return replace(self, inputs=self.inputs[index], targets=self.targets[index])
 
 
 @jax.tree_util.register_dataclass

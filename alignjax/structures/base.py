@@ -4,15 +4,16 @@ A layer structure is a linear subspace ``S`` of matrices with a basis ``A_j``; a
 ``W = sum_j c_j A_j`` and is trained in its coefficients ``c``. Structures are static: immutable,
 hashable, compared by what they are, and made of plain numbers and numpy arrays only.
 
-To add one whose entries each hold one tap or zero, subclass :class:`Pattern` in a file of its own
-and give ``shape``, ``dim`` and ``_entries``; for any other subspace subclass :class:`Structure`.
+To add one whose entries each hold one tap or zero, subclass :class:`Pattern` in a file of its own,
+pass all that tells two instances apart to ``_set``, and give ``shape``, ``dim`` and ``_entries``;
+for any other subspace subclass :class:`Structure`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -28,7 +29,7 @@ __all__ = ["Coordinates", "Pattern", "Structure", "as_pair"]
 Coordinates = Literal["orthonormal", "raw"]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class Structure(ABC):
     """A linear subspace ``S`` of ``(k_out, k_in)`` matrices: ``W = sum_j c_j A_j``.
 
@@ -42,11 +43,12 @@ class Structure(ABC):
     Attributes:
         coordinates: ``"orthonormal"`` or ``"raw"``.
 
-    Source: Radhakrishnan et al. 2020, Definition 4 and Theorem 2. For an orthogonal basis that is
-    not orthonormal the projection divides by ``||A_j||_F^2``, which footnote 3 leaves out.
+    Source: Radhakrishnan et al. 2020, Definition 4, Theorem 2 and its footnote 3: where the basis
+    is orthogonal but not orthonormal, descent is a projection with a scale of its own for each tap.
     """
 
     coordinates: Coordinates
+    _identity: tuple[Any, ...] = field(init=False, repr=False)
 
     def _set(self, coordinates: Any, **fields: Any) -> None:
         """Fill the frozen instance; for ``__init__`` only."""
@@ -54,8 +56,26 @@ class Structure(ABC):
             raise ValueError(
                 f"coordinates must be 'orthonormal' or 'raw', got {describe(coordinates)}"
             )
-        for name, value in {"coordinates": coordinates, **fields}.items():
+        self.__setstate__({"coordinates": coordinates, **fields})
+        object.__setattr__(self, "_identity", _identity({"coordinates": coordinates, **fields}))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Fill the instance, copies included; arrays cannot be written any more."""
+        for name, value in state.items():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
             object.__setattr__(self, name, value)
+
+    # Compiled runs are kept by structure, so two that differ must never be equal. By all that
+    # `_set` was given, not by dataclass fields, which a subclass may forget to declare.
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other is of the same class and was made of the same numbers."""
+        return type(self) is type(other) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        """Agrees with equality."""
+        return hash((type(self), self._identity))
 
     @property
     @abstractmethod
@@ -159,7 +179,7 @@ class Structure(ABC):
         Raises:
             TypeError, ValueError: if ``matrix`` is not real or of another shape.
 
-        Source: Radhakrishnan et al. 2020, Theorem 2; footnote 3 omits ``||A_j||_F^2``.
+        Source: Radhakrishnan et al. 2020, Theorem 2.
         """
         return self._fill(self._taps(self._fit(self._checked_matrix(matrix))))
 
@@ -182,10 +202,9 @@ class Structure(ABC):
         matrix = self._checked_matrix(matrix)
         c = self._fit(matrix)
         if is_concrete(c):
-            distance = float(jnp.linalg.norm(matrix - self._fill(self._taps(c))))
+            distance, roundoff = self._distance(np.asarray(matrix, np.float64))
             norm = float(jnp.linalg.norm(matrix))
-            # A tap is a mean over at most one entry a row or column, each sum rounded.
-            tolerance = 8 * max(self.shape) * float(jnp.finfo(matrix.dtype).eps) * norm
+            tolerance = roundoff * float(jnp.finfo(matrix.dtype).eps) * norm
             if not distance <= tolerance:
                 raise ValueError(
                     f"matrix must lie in the subspace of {type(self).__name__}, but its Frobenius "
@@ -193,6 +212,10 @@ class Structure(ABC):
                     f"project(matrix) gives the nearest one"
                 )
         return c
+
+    @abstractmethod
+    def _distance(self, matrix: np.ndarray) -> tuple[float, float]:
+        """The Frobenius distance from ``S``, and the epsilons of the norm that roundoff may add."""
 
     def _taps(self, c: Array) -> Array:
         return self.raw(c) if self.coordinates == "orthonormal" else c
@@ -211,6 +234,11 @@ class Structure(ABC):
             TypeError: if they are not real.
             ValueError: if they are no vector of length ``dim``.
         """
+        if np.ndim(coefficients) == 2:
+            raise ValueError(
+                f"{name} must be a vector of {self.dim} coefficients, as structure.coefficients("
+                f"matrix) gives, got a matrix of shape {np.shape(coefficients)}"
+            )
         c = as_real(coefficients, name, ndim=1, finite=finite)
         if c.shape != (self.dim,):
             raise ValueError(
@@ -226,7 +254,7 @@ class Structure(ABC):
         return out
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class Pattern(Structure):
     """A subspace in which every entry of the matrix is one of the taps, or zero.
 
@@ -260,11 +288,29 @@ class Pattern(Structure):
             .set(taps[index], unique_indices=True)
         )
 
+    def _distance(self, matrix: np.ndarray) -> tuple[float, float]:
+        rows, columns, index = self._entries()
+        rest = matrix.copy()
+        sums = np.bincount(index, matrix[rows, columns], minlength=self.dim)
+        rest[rows, columns] -= (sums / self.norms**2)[index]
+        # Entries that hold one tap are copies of one number.
+        return float(np.linalg.norm(rest)), 8.0
+
     def _fit(self, matrix: Array) -> Array:
         rows, columns, index = self._entries()
         sums = jnp.zeros(self.dim, matrix.dtype).at[index].add(matrix[rows, columns])
         norms = jnp.asarray(self.norms, matrix.dtype)
         return sums / (norms if self.coordinates == "orthonormal" else norms**2)
+
+
+def _identity(fields: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells two structures of one class apart, hashable."""
+    return tuple(
+        (name, value.shape, value.dtype.str, value.tobytes())
+        if isinstance(value, np.ndarray)
+        else (name, value)
+        for name, value in sorted(fields.items())
+    )
 
 
 def as_pair(value: Any, name: str) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from alignjax.structures.base import Coordinates, Structure
 __all__ = ["Basis"]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class Basis(Structure):
     """The span of given matrices: ``W = sum_j c_j A_j``.
 
@@ -48,11 +48,10 @@ class Basis(Structure):
                [2., 3.]], dtype=float64)
     """
 
-    given: np.ndarray = field(compare=False)
-    orthonormal_matrices: np.ndarray = field(compare=False, repr=False)
-    triangle: np.ndarray = field(compare=False, repr=False)
+    given: np.ndarray
+    orthonormal_matrices: np.ndarray = field(repr=False)
+    triangle: np.ndarray = field(repr=False)
     size: tuple[int, ...] = field(repr=False)
-    content: bytes = field(repr=False)
 
     def __init__(
         self,
@@ -61,22 +60,19 @@ class Basis(Structure):
         coordinates: Coordinates = "orthonormal",
     ) -> None:
         """Check the arguments and freeze the structure."""
-        given = _as_matrices(matrices)
+        given = _as_matrices(matrices) + 0.0  # -0.0 is the same number
         vectors = given.reshape(given.shape[0], -1)
         _require_independent(vectors)
         q, r = np.linalg.qr(vectors.T)
         signs = np.where(np.diag(r) < 0, -1.0, 1.0)
         orthonormal = np.ascontiguousarray((q * signs).T).reshape(given.shape)
         triangle = np.triu(signs[:, None] * r)
-        for array in (given, orthonormal, triangle):
-            array.flags.writeable = False
         self._set(
             coordinates,
             given=given,
             orthonormal_matrices=orthonormal,
             triangle=triangle,
             size=given.shape,
-            content=given.tobytes(),
         )
 
     @property
@@ -125,6 +121,11 @@ class Basis(Structure):
         raw = self.coordinates == "raw"
         matrices = self.given if raw else self.orthonormal_matrices
         return jnp.tensordot(taps, jnp.asarray(matrices, taps.dtype), 1, precision="highest")
+
+    def _distance(self, matrix: np.ndarray) -> tuple[float, float]:
+        vectors = self.orthonormal_matrices.reshape(self.dim, -1)
+        rest = matrix.ravel() - (vectors @ matrix.ravel()) @ vectors
+        return float(np.linalg.norm(rest)), 64.0 * self.dim**0.5
 
     def _fit(self, matrix: Array) -> Array:
         vectors = self.orthonormal_matrices.reshape(self.dim, -1)

@@ -16,7 +16,7 @@ from alignjax.structures.fourier import FFT_FROM, circular_convolution
 __all__ = ["Circulant"]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class Circulant(Pattern):
     """``W[i, j] = t[(i - j) mod k]``: circulant matrices, by their first column ``t``.
 

@@ -19,7 +19,7 @@ __all__ = ["Conv2d"]
 Padding = Literal["zeros", "circular"]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class Conv2d(Pattern):
     """Convolutions of ``p x q`` images: one channel, stride 1, an odd kernel, the size kept.
 

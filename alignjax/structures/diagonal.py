@@ -13,7 +13,7 @@ from alignjax.structures.base import Coordinates, Pattern
 __all__ = ["Diagonal"]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class Diagonal(Pattern):
     """``W = diag(c)``: ``apply`` is a product entry by entry and builds no matrix.
 

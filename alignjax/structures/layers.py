@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alignjax._validation import describe
+from alignjax._validation import as_count, describe
 from alignjax.structures.base import Structure
 
 __all__ = ["as_structures", "check_coefficients", "forward", "matrices"]
@@ -35,6 +35,8 @@ def as_structures(
         >>> as_structures(Diagonal(3), depth=2) == (Diagonal(3), Diagonal(3))
         True
     """
+    if depth is not None:
+        depth = as_count(depth, "depth", minimum=1)
     if isinstance(structure, Structure):
         layers: tuple[Structure, ...] = (structure,) * (1 if depth is None else depth)
     elif isinstance(structure, Sequence) and not isinstance(structure, (str, bytes)):

@@ -13,7 +13,7 @@ from alignjax.structures.base import Coordinates, Pattern
 __all__ = ["Sparse"]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class Sparse(Pattern):
     """Matrices that are zero where ``mask`` is 0; the free entries row by row.
 
@@ -36,9 +36,8 @@ class Sparse(Pattern):
                [2., 3.]], dtype=float64)
     """
 
-    mask: np.ndarray = field(compare=False)
+    mask: np.ndarray
     size: tuple[int, int] = field(repr=False)
-    packed: bytes = field(repr=False)
 
     def __init__(self, mask: ArrayLike, *, coordinates: Coordinates = "orthonormal") -> None:
         """Check the arguments and freeze the structure."""
@@ -52,9 +51,8 @@ class Sparse(Pattern):
         free = given.astype(bool)
         if not free.any():
             raise ValueError(f"mask must leave an entry free, got {describe(given)} without a one")
-        free.flags.writeable = False
         size = (free.shape[0], free.shape[1])
-        self._set(coordinates, mask=free, size=size, packed=np.packbits(free).tobytes())
+        self._set(coordinates, mask=free, size=size)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from alignjax.structures.fourier import FFT_FROM, circular_convolution, fast_len
 __all__ = ["Toeplitz"]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class Toeplitz(Pattern):
     """``W[i, j] = t[i - j + k_in - 1]``: matrices that are constant along each diagonal.
 

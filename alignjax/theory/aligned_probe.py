@@ -60,17 +60,22 @@ class AlignedProbe:
     @property
     def best_defect(self) -> Array:
         """The least defect of a network that interpolates; 1 where none does."""
-        return jnp.where(self.interpolates, self.defects[self.best], 1.0)
+        return jnp.where(self.interpolates, self._at_best(self.defects), 1.0)
 
     @property
     def best_fit(self) -> Array:
         """The fit of the best start."""
-        return self.fits[self.best]
+        return self._at_best(self.fits)
 
     @property
     def best_weights(self) -> tuple[Array, ...]:
         """The layers of the best start."""
-        return tuple(w[self.best] for w in self.weights)
+        return tuple(self._at_best(w, 2) for w in self.weights)
+
+    def _at_best(self, found: Array, rest: int = 0) -> Array:
+        """The best start's part; under ``vmap`` the starts' axis is not the first."""
+        best = self.best.reshape(*self.best.shape, *[1] * (rest + 1))
+        return jnp.take_along_axis(found, best, axis=-1 - rest).squeeze(-1 - rest)
 
 
 def layer_bases(structure: Any, depth: int | None = None) -> tuple[Array, ...]:

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from alignjax._validation import as_count, as_weights, require_concrete
+from alignjax._validation import as_count, as_weights, is_concrete, require_concrete
 from alignjax.metrics import alignment
+from alignjax.structures import Structure
 from alignjax.theory.aligned_probe import as_data, layer_bases
 
 __all__ = [
@@ -77,6 +78,11 @@ def outer_alignment(
     if X.shape[0] < X.shape[1]:
         raise ValueError(
             f"inputs must have at least as many samples as columns, got shape {X.shape}"
+        )
+    if is_concrete(X) and np.linalg.matrix_rank(np.asarray(X, np.float64)) < X.shape[1]:
+        raise ValueError(
+            f"inputs must be of full rank, or they leave the map to the targets open: got rank "
+            f"{np.linalg.matrix_rank(np.asarray(X, np.float64))} of {X.shape[1]}"
         )
     matrix = jnp.linalg.lstsq(X, Y)[0].T
     return alignment((layers[0].T, matrix, layers[-1].T))
@@ -316,14 +322,18 @@ def _dimensions(structure: Any, width: Any, depth: Any) -> tuple[tuple[int, ...]
         if width is not None:
             raise ValueError("width is known from the structure's matrices: leave it out")
         require_concrete(structure, "structure", "dimension_test")
-        bases = layer_bases(structure, None if one_each else 1)
-        k = bases[0].shape[1]
-        for basis in bases:
-            if basis.shape[1:] != (k, k):
-                raise ValueError(
-                    f"structure must hold square matrices of one size, got shape {basis.shape}"
-                )
-        found = [int(np.linalg.matrix_rank(np.asarray(b).reshape(len(b), -1))) for b in bases]
+        layers = tuple(structure) if one_each else (structure,)
+        if all(isinstance(layer, Structure) for layer in layers):
+            shapes = [layer.shape for layer in layers]
+            found = [layer.dim for layer in layers]
+        else:
+            bases = layer_bases(structure, None if one_each else 1)
+            shapes = [basis.shape[1:] for basis in bases]
+            found = [int(np.linalg.matrix_rank(np.asarray(b).reshape(len(b), -1))) for b in bases]
+        k = shapes[0][0]
+        for shape in shapes:
+            if shape != (k, k):
+                raise ValueError(f"structure must hold square matrices of one size, got {shape}")
     if max(found) > k * k:
         raise ValueError(f"structure of {max(found)} dimensions exceeds all {k}x{k} matrices")
     if depth is None:
@@ -337,7 +347,10 @@ def _dimensions(structure: Any, width: Any, depth: Any) -> tuple[tuple[int, ...]
 def _examine(inputs: Any, targets: Any, k: int) -> tuple[int, str | None]:
     """The number of samples, and what about given data is not generic."""
     require_concrete((inputs, targets), "inputs or targets", "dimension_test")
-    X, Y = (np.asarray(a, np.float64) for a in as_data(inputs, targets))
+    given = as_data(inputs, targets)
+    # A map's repeated singular values differ by the roundoff of the data.
+    roundoff = float(jnp.finfo(given[0].dtype).eps) ** 0.6
+    X, Y = (np.asarray(a, np.float64) for a in given)
     for name, array in (("inputs", X), ("targets", Y)):
         if array.shape[1] != k:
             raise ValueError(f"{name} must have {k} columns, as the layers do, got {array.shape}")
@@ -346,11 +359,11 @@ def _examine(inputs: Any, targets: Any, k: int) -> tuple[int, str | None]:
         return n, f"inputs have rank {np.linalg.matrix_rank(X)}, less than {min(n, k)}"
     matrix = np.linalg.lstsq(X, Y, rcond=None)[0].T
     scale = max(np.linalg.norm(Y), np.finfo(float).tiny)
-    if np.linalg.norm(X @ matrix.T - Y) > 1e-6 * scale:
+    if np.linalg.norm(X @ matrix.T - Y) > max(1e-6, roundoff) * scale:
         return n, "no linear map takes the inputs to the targets"
     if n >= k:
         energies = np.linalg.svd(matrix, compute_uv=False) ** 2
-        if k > 1 and np.abs(np.diff(energies)).min() <= 1e-9 * energies.max():
+        if k > 1 and np.abs(np.diff(energies)).min() <= roundoff * energies.max():
             return n, "singular values of the map from inputs to targets repeat"
     return n, None
 

@@ -1,5 +1,7 @@
 """Structures are static: plain values to jit, and no bigger than what they must be."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -17,6 +19,8 @@ from alignjax.structures import (
     Circulant,
     Conv2d,
     Diagonal,
+    Pattern,
+    Sparse,
     Toeplitz,
     as_structures,
     check_coefficients,
@@ -163,3 +167,57 @@ def test_coefficients_of_any_kind_are_taken_and_share_one_dtype():
     assert all(isinstance(v, jax.Array) and v.dtype == jnp.float64 for v in vectors)
     _, narrow = check_coefficients(Diagonal(2), (np.ones(2, np.float32),))
     assert narrow[0].dtype == jnp.float32
+
+
+class Shifted(Pattern):
+    """A user's own structure, without a dataclass decorator."""
+
+    def __init__(self, k, offset):
+        self._set("raw", k=k, offset=offset)
+
+    @property
+    def shape(self):
+        return self.k, self.k
+
+    @property
+    def dim(self):
+        return self.k - abs(self.offset)
+
+    def _entries(self):
+        i = np.arange(self.dim)
+        return i + max(-self.offset, 0), i + max(self.offset, 0), i
+
+
+def test_a_structure_of_one_s_own_is_told_from_its_like():
+    assert Shifted(4, 1) == Shifted(4, 1)
+    assert hash(Shifted(4, 1)) == hash(Shifted(4, 1))
+    assert Shifted(4, 1) != Shifted(4, -1)
+    x = np.arange(1.0, 5.0)
+    apply = jax.jit(lambda s, c: s.apply(c, x), static_argnums=0)
+    c = np.ones(3)
+    np.testing.assert_array_equal(apply(Shifted(4, 1), c), [2, 3, 4, 0])
+    np.testing.assert_array_equal(apply(Shifted(4, -1), c), [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_copies_are_equal_and_cannot_be_written_to(duplicate):
+    for structure in (Sparse([[1, 0], [1, 1]]), Basis(np.eye(3)[None]), Conv2d(4, 3)):
+        assert structure.norms.sum() > 0
+        again = duplicate(structure)
+        assert again == structure
+        assert hash(again) == hash(structure)
+        arrays = [v for v in vars(again).values() if isinstance(v, np.ndarray)]
+        assert arrays
+        assert not any(a.flags.writeable for a in arrays)
+
+
+@pytest.mark.parametrize(
+    "structure", [Conv2d(28, 3, coordinates="raw"), Diagonal(784), Toeplitz(784)]
+)
+def test_membership_is_decided_in_float32_too(structure):
+    inside = structure.project(np.eye(784, dtype=np.float32))
+    assert structure.coefficients(inside).dtype == np.float32
+    outside = np.array(inside)
+    outside[5, 700] += 1e-3
+    with pytest.raises(ValueError, match=r"Frobenius distance from it is 0\.0009|is 0\.001"):
+        structure.coefficients(outside)
