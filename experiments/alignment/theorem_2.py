@@ -300,7 +300,7 @@ def _claim(context: Context, exact: dict, raw: dict, scaled: dict, measured: np.
         short = name.split(",")[0].lower()
         context.claim_below(
             f"{short}_raw",
-            f"{SOURCE}, for the orthogonal bases of Definition 4",
+            f"{SOURCE}, read without its footnote 3, which excepts bases that are not orthonormal",
             f"{name}, an orthogonal basis that is not orthonormal: the same, at the rate that the "
             "taps have in the mean",
             bound=1e-12,

@@ -275,7 +275,7 @@ def _claim_maps(context: Context, maps: dict[tuple[int, int], dict[str, np.ndarr
     excluded, under, over = (np.concatenate(part) for part in (ruled_out, below, above))
     context.claim_above(
         "ruled_out",
-        CORRECTED,
+        f"{CORRECTED}, tried on data of a random network, which are not generic",
         "In random subspaces, which hold no multiple of an orthogonal matrix, r < k and n >= k "
         "rule alignment out, on data of a random network too: least defect at exact fit",
         bound=1e-2,
@@ -344,7 +344,7 @@ def _tabulate(context: Context, maps: dict[tuple[int, int], dict[str, np.ndarray
                 "relative error of fit": found["fit"][i, j, draw],
                 "condition number of the layers": found["condition"][i, j, draw],
                 "excluded by the printed theorem": int(masks["printed"][i, j]),
-                "excluded at this depth": int(masks["corrected"][i, j]),
+                "excluded unless outer layers are orthogonal": int(masks["corrected"][i, j]),
                 "parameters suffice": int(masks["aligns"][i, j]),
             }
             for name, value in row.items():

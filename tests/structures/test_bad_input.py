@@ -77,7 +77,12 @@ CASES = [
     ("basis traced", lambda: jax.jit(lambda m: Basis(m).dim)(EYE[None]), TypeError, r"is traced"),
     ("short", lambda: CONV.matrix(np.ones(8)), ValueError, r"^coefficients .*9 .*Conv2d.*got 8"),
     ("apply short", lambda: CONV.apply([1.0], np.ones(16)), ValueError, r"^coefficients .*got 1"),
-    ("kernel as it is", lambda: CONV.matrix(np.ones((3, 3))), ValueError, r"^coefficients .*got a matrix"),
+    (
+        "kernel as it is",
+        lambda: CONV.matrix(np.ones((3, 3))),
+        ValueError,
+        r"^coefficients .*got a matrix",
+    ),
     ("complex", lambda: CONV.matrix(1j * np.ones(9)), TypeError, r"^coefficients .*complex"),
     ("raw long", lambda: CONV.raw(np.ones(10)), ValueError, r"^coefficients .*got 10"),
     ("x width", lambda: CONV.apply(np.ones(9), np.ones((2, 9))), ValueError, r"^x .*k_in = 16.*9"),
