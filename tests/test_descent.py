@@ -1,5 +1,6 @@
 """Gradient descent: the plain loop, its transformations, where it saves, how it stops."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -264,6 +265,24 @@ def test_one_trace_serves_a_sweep_and_a_python_loop_over_rates():
     assert len(traces) == first
     jax.vmap(one)(jnp.linspace(0.01, 0.2, 50))
     assert len(traces) <= 2 * first
+
+
+def test_a_compiled_sweep_is_traced_once_for_all_rates_starts_and_problems():
+    def final_risk(rate, start, targets):
+        problem = aj.regression(data()[0], targets)
+        run = aj.gradient_descent(problem, start, rate, steps=6)
+        return run.observations["risk"][-1]
+
+    chex.clear_trace_counter()
+    counted = chex.assert_max_traces(final_risk, n=1)
+    sweep = jax.jit(jax.vmap(counted, (0, None, None)))
+    targets = data()[1]
+    for scale in (1.0, 0.5, 0.1):
+        risks = sweep(scale * jnp.linspace(0.01, 0.1, 4), network(seed=1), scale * targets)
+        assert risks.shape == (4,)
+    per_layer = scale * jnp.ones((4, len(WIDTHS) - 1))
+    with pytest.raises(AssertionError, match="traced"):  # another shape: the count counts
+        sweep(per_layer, network(seed=1), targets)
 
 
 def primitives(jaxpr, counts=None):
