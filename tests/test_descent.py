@@ -9,6 +9,7 @@ from jax.test_util import check_grads
 
 import alignjax as aj
 from alignjax.engines.loop import repeat
+from tests.jaxprs import inner_jaxprs
 
 WIDTHS = (3, 4, 2)
 RATES = np.array([0.02, 0.1, 0.25])
@@ -289,11 +290,8 @@ def primitives(jaxpr, counts=None):
     counts = {} if counts is None else counts
     for equation in jaxpr.eqns:
         counts[equation.primitive.name] = counts.get(equation.primitive.name, 0) + 1
-        for value in equation.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    primitives(inner, counts)
+        for inner in inner_jaxprs(equation):
+            primitives(inner, counts)
     return counts
 
 

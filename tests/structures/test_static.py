@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 import alignjax
 from alignjax.structures import (
@@ -27,6 +26,7 @@ from alignjax.structures import (
     forward,
     matrices,
 )
+from tests.jaxprs import inner_jaxprs
 from tests.structures.cases import KINDS, STRUCTURES, normal
 
 
@@ -94,7 +94,7 @@ def largest_intermediate(jaxpr):
     largest = 0
     for equation in jaxpr.eqns:
         sizes = [int(np.prod(v.aval.shape)) for v in equation.outvars]
-        inner = [largest_intermediate(sub) for sub in jaxprs_in_params(equation.params)]
+        inner = [largest_intermediate(sub) for sub in inner_jaxprs(equation)]
         largest = max([largest, *sizes, *inner])
     return largest
 
