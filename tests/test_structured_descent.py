@@ -235,7 +235,7 @@ def test_until_and_observe_see_coefficients():
         observe=look,
         save_at=aj.every(100, 10),
     )
-    bound = free.observations["risk"][4]
+    bound = free.observations["risk"][4] * (1 + 1e-9)  # two programs round differently
     run = aj.gradient_descent(
         PROBLEM, start, RATE, steps=100, structure=structure, until=bound, save_at=aj.every(100, 10)
     )

@@ -293,8 +293,8 @@ class Pattern(Structure):
         rest = matrix.copy()
         sums = np.bincount(index, matrix[rows, columns], minlength=self.dim)
         rest[rows, columns] -= (sums / self.norms**2)[index]
-        # Entries that hold one tap are copies of one number.
-        return float(np.linalg.norm(rest)), 8.0
+        # After a descent on matrices, entries that hold one tap agree up to many roundings.
+        return float(np.linalg.norm(rest)), 8.0 * max(self.shape) ** 0.5
 
     def _fit(self, matrix: Array) -> Array:
         rows, columns, index = self._entries()

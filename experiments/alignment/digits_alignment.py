@@ -107,7 +107,7 @@ def digits_alignment(context: Context) -> None:
     largest = context.pick(quick=2, standard=4, full=8)
     counts = tuple(2**i for i in range(largest + 1))
     starts = context.pick(quick=2, standard=4, full=16)
-    steps = context.pick(quick=2_000, standard=2_000, full=20_000)
+    steps = context.pick(quick=3_000, standard=2_000, full=20_000)
     rows, name = image_rows(max(counts[-1], 16), shrink=context.pick(quick=2, standard=1, full=1))
     size = image_size(rows)
     structure = Conv2d(size, KERNEL, coordinates="raw")
