@@ -27,6 +27,7 @@ __all__ = [
     "matmul",
     "narrowest_vertex",
     "split_products",
+    "traceless",
     "ussvd",
 ]
 
@@ -164,6 +165,20 @@ def leave_one_out_products(factors: Sequence[Float[Array, " r"]]) -> tuple[Array
         before.append(before[-1] * factors[i])
         after.append(after[-1] * factors[-1 - i])
     return tuple(b * a for b, a in zip(before, reversed(after), strict=True))
+
+
+def traceless(matrix: Float[Array, "*batch k k"]) -> Float[Array, "*batch k k"]:
+    """``M - (tr M / k) I``, what of a square matrix is no multiple of the identity.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from alignjax.linalg import traceless
+        >>> traceless(jnp.array([[3.0, 1.0], [1.0, 1.0]])).tolist()
+        [[1.0, 1.0], [1.0, -1.0]]
+    """
+    k = matrix.shape[-1]
+    mean = jnp.trace(matrix, axis1=-2, axis2=-1)[..., None, None] / k
+    return matrix - mean * jnp.eye(k, dtype=matrix.dtype)
 
 
 def ussvd(

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 import alignjax as aj
-from benchmarks.timing import Contender, Row, agree, compiled, not_measured, race
+from benchmarks.timing import Contender, Row, compiled, differences, not_measured, race
 
 __all__ = ["run"]
 
@@ -99,18 +99,13 @@ def _case(width: int, steps: int, batch: int, repeats: int) -> list[Row]:
         absent.append(
             not_measured("engine", case, GPU, runs=batch, why="not measured: no GPU here")
         )
-    answers = [contender.call() for contender in contenders]
-    differences = [
-        agree(contender.name, answers[0], answer, tolerance=1e-3)
-        for contender, answer in zip(contenders[1:], answers[1:], strict=True)
-    ]
     measured = race(
         "engine",
         case,
         contenders,
         runs=batch,
         repeats=repeats,
-        differences=[None, *differences],
+        differences=differences(contenders, tolerance=1e-3),
     )
     return measured + absent
 

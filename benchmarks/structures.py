@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 import alignjax as aj
-from benchmarks.timing import Contender, Row, agree, compiled, not_measured, race
+from benchmarks.timing import Contender, Row, compiled, differences, not_measured, race
 
 __all__ = ["run"]
 
@@ -77,18 +77,13 @@ def _case(size: int, steps: int, repeats: int, memory: dict[tuple[str, int], int
     else:
         why = "not measured: PyTorch is not installed"
         absent.append(not_measured("structures", case, TORCH, runs=1, why=why))
-    answers = [_as_layers(contender.call()) for contender in contenders]
-    differences = [
-        agree(contender.name, answers[0], answer, tolerance=1e-3)
-        for contender, answer in zip(contenders[1:], answers[1:], strict=True)
-    ]
     measured = race(
         "structures",
         case,
         contenders,
         runs=1,
         repeats=repeats,
-        differences=[None, *differences],
+        differences=differences(contenders, tolerance=1e-3, layers=_as_layers),
     )
     return measured + absent
 

@@ -123,6 +123,30 @@ def not_measured(benchmark: str, case: str, contender: str, *, runs: int, why: s
     return Row(benchmark, case, contender, runs, note=why)
 
 
+def differences(
+    contenders: Sequence[Contender],
+    *,
+    tolerance: float,
+    layers: Callable[[Any], Sequence[Any]] = list,
+) -> list[float | None]:
+    """How far each contender's answer is from the first one's, None for that itself.
+
+    Args:
+        contenders: what is compared.
+        tolerance: the largest difference that counts as the same answer.
+        layers: makes layers of an answer.
+
+    Raises:
+        ValueError: as :func:`agree`.
+    """
+    first, *others = contenders
+    expected = layers(first.call())
+    return [
+        None,
+        *(agree(c.name, expected, layers(c.call()), tolerance=tolerance) for c in others),
+    ]
+
+
 def agree(name: str, expected: Sequence[Any], answer: Sequence[Any], *, tolerance: float) -> float:
     """The largest norm-wise relative difference over layers and runs.
 

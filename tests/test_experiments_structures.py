@@ -25,7 +25,7 @@ EXPERIMENTS = {
     "figure_2a": (set(), set()),
     "figure_2b": ({"default start"}, {"loss, raw taps", "loss, orthonormal"}),
     "theorem_2": ({"conv2d_raw"}, set()),
-    "digits_alignment": (set(), {"unaligned", "probe"}),
+    "digits_alignment": (set(), {"unaligned", "probe", "scalars"}),
 }
 
 

@@ -186,8 +186,9 @@ class Structure(ABC):
     def coefficients(self, matrix: Float[Array, "k_out k_in"]) -> Float[Array, " dim"]:
         """The coefficients of a matrix that lies in ``S``, the inverse of :meth:`matrix`.
 
-        Membership is checked, to the precision of the dtype, where the matrix is concrete; a traced
-        matrix gets the coefficients of its projection.
+        Membership is checked where the matrix is concrete, up to the roundoff of its dtype (for
+        patterns a distance of ``8 sqrt(max(k_out, k_in)) eps ||W||_F``); a traced matrix gets the
+        coefficients of its projection.
 
         Args:
             matrix: a matrix of ``S``, shape ``(k_out, k_in)``.

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from alignjax._validation import as_count, as_key, as_real, describe, is_concrete
-from alignjax.linalg import end_to_end, matmul
+from alignjax.linalg import end_to_end, matmul, traceless
 
 __all__ = ["AlignedProbe", "aligned_interpolation", "layer_bases"]
 
@@ -349,13 +349,8 @@ def _grams(layers: Sequence[Array]) -> list[Array]:
     return out
 
 
-def _anisotropy(m: Array) -> Array:
-    k = m.shape[0]
-    return m - jnp.trace(m) / k * jnp.eye(k, dtype=m.dtype)
-
-
 def _floored_anisotropy(m: Array) -> Array:
-    energy = (_anisotropy(m) ** 2).sum()
+    energy = (traceless(m) ** 2).sum()
     return jnp.sqrt(energy + (LEAST_SPREAD * jnp.linalg.norm(m)) ** 2)
 
 
@@ -365,7 +360,7 @@ def _spread(weights: tuple[Array, ...]) -> Array:
         if above.shape[1] == 1:
             continue
         for gram in (matmul(below, below.T), matmul(above.T, above)):
-            shares.append(jnp.linalg.norm(_anisotropy(gram)) / jnp.linalg.norm(gram))
+            shares.append(jnp.linalg.norm(traceless(gram)) / jnp.linalg.norm(gram))
     return jnp.stack(shares).min() if shares else jnp.ones((), weights[0].dtype)
 
 

@@ -15,7 +15,7 @@ from jax import lax
 
 import alignjax as aj
 from alignjax import datasets
-from alignjax.linalg import matmul
+from alignjax.linalg import matmul, traceless
 from alignjax.structures import Conv2d, Structure
 
 Coefficients = tuple[jax.Array, ...]
@@ -127,8 +127,7 @@ def _directional(below: jax.Array, above: jax.Array) -> jax.Array:
 
 def _anisotropic(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The traceless part at unit norm, and its share of the matrix's norm."""
-    k = gram.shape[0]
-    rest = gram - jnp.trace(gram) / k * jnp.eye(k, dtype=gram.dtype)
+    rest = traceless(gram)
     size = jnp.linalg.norm(rest)
     return rest / jnp.maximum(size, jnp.finfo(gram.dtype).tiny), size / jnp.linalg.norm(gram)
 

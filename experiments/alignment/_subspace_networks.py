@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import brentq
 
+from alignjax.linalg import traceless
+
 
 @dataclass(frozen=True)
 class SubspaceNetwork:
@@ -65,9 +67,7 @@ def defect(network: SubspaceNetwork, coefficients: jax.Array | None = None) -> j
 def anisotropy(weights: jax.Array) -> jax.Array:
     """How far each layer is from a multiple of an orthogonal matrix, shape ``(d,)``."""
     gram = jnp.einsum("iba,ibc->iac", weights, weights)
-    k = weights.shape[-1]
-    rest = gram - jnp.trace(gram, axis1=1, axis2=2)[:, None, None] / k * jnp.eye(k)
-    return jnp.linalg.norm(rest, axis=(1, 2)) / jnp.linalg.norm(gram, axis=(1, 2))
+    return jnp.linalg.norm(traceless(gram), axis=(1, 2)) / jnp.linalg.norm(gram, axis=(1, 2))
 
 
 def real_rooted(nodes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
