@@ -14,6 +14,7 @@ from alignjax import (
 )
 from alignjax.bases import NotAlignedError
 from alignjax.descent import gradient_descent, optimizer_descent
+from alignjax.flow import gradient_flow
 from alignjax.linalg import end_to_end
 from alignjax.moments import Moments, accumulate
 from alignjax.problems import (

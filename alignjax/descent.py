@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float
@@ -35,11 +34,9 @@ from alignjax.problems import (
     to_span,
 )
 from alignjax.structures import Structure, check_coefficients
-from alignjax.trajectory import Trajectory, record, save_points
+from alignjax.trajectory import Observe, Trajectory, observer, record, save_points
 
 __all__ = ["gradient_descent", "optimizer_descent"]
-
-Observe = Callable[[tuple[Array, ...]], Any]
 
 
 def gradient_descent(
@@ -134,24 +131,6 @@ def _risk_of(problem: Any, structure: tuple[Structure, ...] | None) -> Callable[
     return lambda coefficients: structured_risk(problem, structure, coefficients)
 
 
-def _observer(value: Callable[[Any], Array], observe: Observe | None) -> Observe:
-    if observe is None:
-        return lambda state: {"risk": value(state)}
-
-    def look(weights: tuple[Array, ...]) -> Any:
-        seen = observe(weights)
-        for leaf in jax.tree.leaves(seen):
-            if not isinstance(
-                leaf, (jax.Array, np.ndarray, np.number, np.bool_, complex, float, int)
-            ):
-                raise TypeError(
-                    f"observe must return a pytree of arrays, got {describe(leaf)} in it"
-                )
-        return seen
-
-    return look
-
-
 @partial(jax.jit, static_argnames=("steps", "save_at", "observe", "structure", "engine"))
 def _gradient_descent(
     problem: Problem,
@@ -177,7 +156,7 @@ def _gradient_descent(
     state, seen, taken, status, stopped_at = record(
         advance,
         weights,
-        _observer(value, observe),
+        observer(value, observe),
         save_at,
         steps,
         reached=None if until is None else lambda state: value(state) <= until,
@@ -329,7 +308,7 @@ def _optimizer_descent(
         )
         return (layers, memory), taken
 
-    look = _observer(value_of, observe)
+    look = observer(value_of, observe)
     state, seen, _, status, stopped_at = record(
         advance,
         (weights, chosen.init(weights)),

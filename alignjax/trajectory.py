@@ -20,6 +20,9 @@ from alignjax._validation import as_count, describe
 __all__ = ["Status", "Trajectory", "every", "log_steps"]
 
 
+Observe = Callable[[tuple[Array, ...]], Any]
+
+
 class Status(enum.IntEnum):
     """How a run ended."""
 
@@ -30,6 +33,9 @@ class Status(enum.IntEnum):
     the start, if that is no such state."""
     REACHED = 2
     """Stopped on a save point whose risk was at most ``until``."""
+    UNFINISHED = 3
+    """A flow whose solver spent all its steps before the last time; ``time`` says how far it came.
+    """
 
 
 @jax.tree_util.register_dataclass
@@ -38,17 +44,17 @@ class Trajectory:
     """A run, seen at its save points. A step is not a time: time is the sum of learning rates.
 
     Attributes:
-        step: save points, int32, shape ``(saves,)``.
+        step: save points, int32, shape ``(saves,)``; None for a flow, which has no steps.
         time: the sum of learning rates up to each save point, ``(saves,)``, or ``(saves, d)`` with
             one rate a layer; it stands still once a run has stopped. None where there is no time.
         observations: what ``observe`` returned, stacked along axis 0 by save point.
         weights: the final state.
         status: a :class:`Status`, int32.
-        stopped_at: the number of steps taken, int32.
+        stopped_at: the number of steps taken, int32; for a flow those of its solver.
         optimizer_state: the optimizer's final state, from ``optimizer_descent`` only.
     """
 
-    step: Array
+    step: Array | None
     time: Array | None
     observations: Any
     weights: Any
@@ -113,6 +119,29 @@ def save_points(save_at: Sequence[int] | None, steps: int) -> tuple[int, ...]:
             f"save_at must lie between 0 and steps = {steps}, got {points[0]} to {points[-1]}"
         )
     return points
+
+
+def observer(value: Callable[[Any], Array], observe: Observe | None) -> Observe:
+    """What looks at a state: by default ``{"risk": value(state)}``.
+
+    Raises:
+        TypeError: when called, if ``observe`` returns what is no array.
+    """
+    if observe is None:
+        return lambda state: {"risk": value(state)}
+
+    def look(weights: tuple[Array, ...]) -> Any:
+        seen = observe(weights)
+        for leaf in jax.tree.leaves(seen):
+            if not isinstance(
+                leaf, (jax.Array, np.ndarray, np.number, np.bool_, complex, float, int)
+            ):
+                raise TypeError(
+                    f"observe must return a pytree of arrays, got {describe(leaf)} in it"
+                )
+        return jax.tree.map(jnp.asarray, seen)
+
+    return look
 
 
 def record(

@@ -1,0 +1,289 @@
+"""Gradient flow: descent in the limit of small steps, integrated to a stated tolerance."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from alignjax._validation import as_callable, as_count, as_real, is_concrete
+from alignjax.linalg import chain_gradients
+from alignjax.problems import (
+    Problem,
+    check_weights,
+    checked_gradient,
+    from_span,
+    risk,
+    to_span,
+)
+from alignjax.trajectory import Observe, Status, Trajectory, observer
+
+if TYPE_CHECKING:
+    import diffrax
+
+__all__ = ["gradient_flow"]
+
+Weights = tuple[Array, ...]
+
+SOLVERS = ("auto", "explicit", "implicit")
+LARGEST_IMPLICIT = 2000
+"""Parameters beyond which no Jacobian is formed and factorized: 32 MB, and a second a step."""
+
+_DEFAULT_RTOL = {np.dtype(np.float64): 1e-11, np.dtype(np.float32): 1e-5}
+
+
+def gradient_flow(
+    problem: Problem,
+    weights: Sequence[Float[Array, "k_i k_j"]],
+    *,
+    times: Float[Array, " saves"] | Sequence[float],
+    observe: Observe | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    solver: str = "auto",
+    max_steps: int = 10_000,
+) -> Trajectory:
+    """Gradient flow ``dW_i/dt = -dR/dW_i`` from time 0, seen at ``times``.
+
+    The flow conserves ``W_{i+1}^T W_{i+1} - W_i W_i^T`` for every pair of neighbours. It is
+    integrated by an explicit Runge-Kutta method of order 8 with steps chosen so that the estimated
+    error of a step stays below ``atol + rtol |W|`` entry by entry (root mean square); steps end
+    exactly on the times asked for, so nothing is interpolated.
+
+    A stiff problem (a large curvature times a long time) exhausts explicit steps. Networks of at
+    most ``LARGEST_IMPLICIT`` parameters are then carried on by an implicit method of order 5 from
+    where the explicit one came to. Larger ones stop there: ``status`` is
+    :attr:`alignjax.Status.UNFINISHED`, ``time`` stands still, and outside of ``jit`` and ``vmap`` a
+    warning says so.
+
+    Runs under ``jit``, ``vmap`` over starts, times and problems, and reverse-mode ``grad``.
+
+    Args:
+        problem: what is learned.
+        weights: the start ``(W_1, ..., W_d)`` at time 0.
+        times: when to look, strictly increasing and at least 0, shape ``(saves,)``; may be traced.
+            A time is a sum of learning rates, not a number of steps.
+        observe: ``weights -> pytree`` of arrays; by default ``{"risk": ...}``. Pass the same
+            function again to reuse the compiled run.
+        rtol: relative tolerance of a step; 1e-11 in float64, 1e-5 in float32.
+        atol: absolute tolerance of a step; ``rtol`` times the start's largest entry, or ``rtol``
+            where that is above 1, so that a vanishing start keeps its digits.
+        solver: ``"explicit"``, ``"implicit"``, or ``"auto"`` as told above.
+        max_steps: steps of either method before it gives up.
+
+    Returns:
+        A :class:`alignjax.Trajectory` whose ``time`` is ``times`` as far as they were reached,
+        whose ``step`` is None, and whose ``stopped_at`` counts the steps of the solver.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit, before anything is traced.
+
+    Source: Gidel et al. 2019, eqs. 6 and 12; Ji & Telgarsky 2019, section 2.
+
+    Example:
+        >>> import alignjax as aj, jax.numpy as jnp
+        >>> problem = aj.factorization(jnp.diag(jnp.array([2.0, 1.0])))
+        >>> start = aj.initializers.identity((2, 2, 2), 0.1)
+        >>> flow = aj.gradient_flow(problem, start, times=[0.0, 1.0, 20.0])
+        >>> bool(flow.observations["risk"][-1] < 1e-8)
+        True
+    """
+    weights = check_weights(problem, weights)
+    moments = _as_times(times, weights[0].dtype)
+    if observe is not None:
+        as_callable(observe, "observe")
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    count = sum(w.size for w in to_span(problem, weights)[1])
+    if solver == "implicit" and count > LARGEST_IMPLICIT:
+        raise ValueError(
+            f"solver='implicit' factorizes a matrix of the parameters' number squared: it takes "
+            f"at most {LARGEST_IMPLICIT} of them, and weights have {count} in the span of the "
+            f"inputs; use solver='explicit', or a narrower network"
+        )
+    tolerances = _as_tolerances(rtol, atol, weights)
+    run = _gradient_flow(
+        problem,
+        weights,
+        moments,
+        *tolerances,
+        observe=observe,
+        explicit=solver != "implicit",
+        implicit=solver != "explicit" and count <= LARGEST_IMPLICIT,
+        max_steps=as_count(max_steps, "max_steps", minimum=1),
+    )
+    if is_concrete(run.status) and int(run.status) == Status.UNFINISHED:
+        assert run.time is not None  # a flow has times
+        message = _unfinished(float(run.time[-1]), float(moments[-1]), solver, count, max_steps)
+        warnings.warn(message, stacklevel=2)
+    return run
+
+
+def _as_times(times: Any, dtype: Any) -> Array:
+    """Checked times in the dtype of the weights."""
+    out = as_real(times, "times", ndim=1).astype(dtype)
+    if is_concrete(out):
+        seen = np.asarray(out)
+        if seen[0] < 0:
+            raise ValueError(f"times must be at least 0, where the flow starts, got {seen[0]}")
+        late = np.flatnonzero(np.diff(seen) <= 0)
+        if late.size:
+            i = int(late[0])
+            raise ValueError(
+                f"times must be strictly increasing in {seen.dtype}, got {seen[i]} before "
+                f"{seen[i + 1]} at index {i}"
+            )
+    return out
+
+
+def _as_tolerances(rtol: Any, atol: Any, weights: Weights) -> tuple[Array, Array]:
+    dtype = weights[0].dtype
+    largest = jnp.stack([jnp.abs(w).max() for w in weights]).max()
+    relative = jnp.asarray(_DEFAULT_RTOL[np.dtype(dtype)], dtype)
+    if rtol is not None:
+        relative = _as_tolerance(rtol, "rtol", dtype)
+    if atol is not None:
+        return relative, _as_tolerance(atol, "atol", dtype)
+    # A zero start moves only where no layer is hidden, and then to the size of the targets.
+    scale = jnp.where(largest > 0, jnp.minimum(largest, 1), 1)
+    return relative, relative * lax.stop_gradient(scale)
+
+
+def _as_tolerance(value: Any, name: str, dtype: Any) -> Array:
+    tolerance = as_real(value, name, ndim=0).astype(dtype)
+    if is_concrete(tolerance) and not float(tolerance) > 0:
+        raise ValueError(f"{name} must be positive in {tolerance.dtype}, got {value}")
+    return tolerance
+
+
+def _unfinished(time: float, last: float, solver: str, parameters: int, max_steps: int) -> str:
+    reached = f"the flow came to t = {time:.6g} of {last:.6g}"
+    advice = "raise max_steps, loosen rtol, or ask for earlier times"
+    if solver == "explicit":
+        return f"{reached} in {max_steps} explicit steps: use solver='auto', {advice}"
+    if parameters > LARGEST_IMPLICIT:
+        return (
+            f"{reached} in {max_steps} explicit steps: the problem is stiff, and its {parameters} "
+            f"parameters are more than the {LARGEST_IMPLICIT} that an implicit solver takes: "
+            f"{advice}"
+        )
+    return f"{reached} in {max_steps} steps of the implicit solver: {advice}"
+
+
+def _solve(
+    method: diffrax.AbstractSolver,
+    core: Problem,
+    start: Weights,
+    begin: Array,
+    times: Array,
+    look: Callable[[Weights], list[Array]],
+    rtol: Array,
+    atol: Array,
+    max_steps: int,
+) -> tuple[Any, Weights, Array, Array]:
+    """``(observations at times, final state, final time, steps)`` of one integration."""
+    import diffrax
+
+    def field(t: Any, layers: Weights, problem: Problem) -> Weights:
+        return jax.tree.map(jnp.negative, chain_gradients(layers, problem._evaluate)[1])
+
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        method,
+        begin,
+        times[-1],
+        None,
+        start,
+        args=core,
+        saveat=diffrax.SaveAt(
+            subs=[
+                diffrax.SubSaveAt(ts=times, fn=lambda t, layers, args: look(layers)),
+                diffrax.SubSaveAt(t1=True),
+            ]
+        ),
+        stepsize_controller=diffrax.ClipStepSizeController(
+            diffrax.PIDController(rtol=rtol, atol=atol), step_ts=times
+        ),
+        max_steps=max_steps,
+        throw=False,
+    )
+    final = jax.tree.map(lambda leaf: leaf[0], solution.ys[1])
+    return solution.ys[0], final, solution.ts[1][0], solution.stats["num_steps"]
+
+
+@partial(jax.jit, static_argnames=("observe", "explicit", "implicit", "max_steps"))
+def _gradient_flow(
+    problem: Problem,
+    weights: Weights,
+    times: Array,
+    rtol: Array,
+    atol: Array,
+    *,
+    observe: Observe | None,
+    explicit: bool,
+    implicit: bool,
+    max_steps: int,
+) -> Trajectory:
+    import diffrax
+
+    core, start = to_span(problem, weights)
+
+    watch = observer(partial(risk, problem), observe)
+
+    def look(layers: Weights) -> Any:
+        return watch(from_span(problem, weights, layers))
+
+    shapes, tree = jax.tree.flatten(jax.eval_shape(look, start))
+
+    def look_in_floats(layers: Weights) -> list[Array]:
+        # The solver's buffers begin as infinity, which integers do not have, and hold no empty
+        # containers.
+        return [_as_float(leaf) for leaf in jax.tree.leaves(look(layers))]
+
+    # A start that a descent would refuse is not moved at all.
+    ok = checked_gradient(core, start)[1]
+    times = jnp.where(ok, times, 0)
+    layers, reached, seen = start, jnp.zeros((), times.dtype), None
+    taken = jnp.zeros((), jnp.int32)
+    methods = [diffrax.Dopri8()] * explicit + [diffrax.Kvaerno5()] * implicit
+    for method in methods:
+        # What lies behind is asked for again, at once, and thrown away.
+        ahead = jnp.maximum(times, reached)
+        found, layers, now, steps = _solve(
+            method, core, layers, reached, ahead, look_in_floats, rtol, atol, max_steps
+        )
+        if seen is not None:
+            found = jax.tree.map(partial(_choose, times <= reached), seen, found)
+        seen, reached, taken = found, now, taken + steps.astype(jnp.int32)
+    # Beyond what was reached, the state stands still.
+    end = look_in_floats(layers)
+    stopped = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(times)), end)
+    seen = jax.tree.map(partial(_choose, times <= reached), seen, stopped)
+    leaves = [leaf.astype(kind.dtype) for leaf, kind in zip(seen, shapes, strict=True)]
+    finished = reached >= times[-1]
+    status = jnp.where(finished, Status.COMPLETED, Status.UNFINISHED)
+    status = jnp.where(ok, status, Status.DIVERGED).astype(jnp.int32)
+    return Trajectory(
+        step=None,
+        time=jnp.minimum(times, reached),
+        observations=jax.tree.unflatten(tree, leaves),
+        weights=from_span(problem, weights, layers),
+        status=status,
+        stopped_at=taken,
+    )
+
+
+def _as_float(leaf: Array) -> Array:
+    return leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.astype(float)
+
+
+def _choose(mask: Array, this: Array, other: Array) -> Array:
+    """Rows of ``this`` where ``mask`` holds, else rows of ``other``."""
+    return jnp.where(mask.reshape(-1, *[1] * (this.ndim - 1)), this, other)
