@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -52,6 +53,10 @@ class Moments:
         Raises:
             ValueError: if the batch does not have the widths of the moments, or is not finite.
         """
+        return _absorb(self, *self._checked(X, Y))
+
+    def _checked(self, X: Any, Y: Any) -> tuple[Array, Array]:
+        """A batch in the dtype of the moments, if it has their widths."""
         inputs = as_real(X, "X", ndim=2)
         targets = as_real(Y, "Y", ndim=(1, 2))
         targets = targets[:, None] if targets.ndim == 1 else targets
@@ -62,21 +67,28 @@ class Moments:
                 f"{targets.shape}"
             )
         dtype = self.cross_moment.dtype
-        inputs, targets = inputs.astype(dtype), targets.astype(dtype)
         if is_concrete(self.count) and int(self.count) + inputs.shape[0] >= 2**31:
             raise ValueError(f"X brings the count of samples beyond 2**31 - 1, from {self.count}")
-        count = self.count + inputs.shape[0]
-        share = inputs.shape[0] / count.astype(dtype)
+        return inputs.astype(dtype), targets.astype(dtype)
 
-        def blend(old: Array, new: Array) -> Array:
-            return old + share * (new / inputs.shape[0] - old)
 
-        return Moments(
-            count,
-            blend(self.input_moment, matmul(inputs.T, inputs)),
-            blend(self.cross_moment, matmul(targets.T, inputs)),
-            blend(self.target_energy, (targets**2).sum()),
-        )
+def _absorb(moments: Moments, inputs: Array, targets: Array) -> Moments:
+    count = moments.count + inputs.shape[0]
+    share = inputs.shape[0] / count.astype(inputs.dtype)
+
+    def blend(old: Array, new: Array) -> Array:
+        return old + share * (new / inputs.shape[0] - old)
+
+    return Moments(
+        count,
+        blend(moments.input_moment, matmul(inputs.T, inputs)),
+        blend(moments.cross_moment, matmul(targets.T, inputs)),
+        blend(moments.target_energy, (targets**2).sum()),
+    )
+
+
+# Moments of 12,288 inputs take 1.2 GB: the stream's own are overwritten, never copied.
+_absorb_in_place = partial(jax.jit, donate_argnums=0)(_absorb)
 
 
 def accumulate(batches: Iterable[tuple[Any, Any]]) -> Moments:
@@ -102,7 +114,7 @@ def accumulate(batches: Iterable[tuple[Any, Any]]) -> Moments:
             width = 1 if targets.ndim == 1 else targets.shape[1]
             dtype = jnp.result_type(inputs, targets)
             moments = Moments.zero(inputs.shape[1], width, dtype)
-        moments = moments.update(inputs, targets)
+        moments = _absorb_in_place(moments, *moments._checked(inputs, targets))
     if moments is None:
         raise ValueError("batches must hold at least one pair (X, Y), got an empty stream")
     return moments

@@ -31,3 +31,12 @@ def mnist_dir(data_dir: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("needs MNIST: ALIGNJAX_DATA_DIR has no folder mnist")
     return folder
+
+
+@pytest.fixture
+def cifar10_dir(data_dir: Path) -> Path:
+    """The folder with CIFAR-10's batches."""
+    folder = data_dir / "cifar10"
+    if not folder.is_dir():
+        pytest.skip("needs CIFAR-10: ALIGNJAX_DATA_DIR has no folder cifar10")
+    return folder

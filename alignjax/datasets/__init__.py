@@ -3,11 +3,13 @@
 Everything here runs on the host or from a key; nothing depends on the rest of the package.
 """
 
+from alignjax.datasets.cifar10 import cifar10
 from alignjax.datasets.digits import digits
 from alignjax.datasets.files import DataCorruptedError, DataUnavailableError
+from alignjax.datasets.imagenet64 import imagenet64
 from alignjax.datasets.images import Images, SubstituteDataWarning
 from alignjax.datasets.mnist import mnist, mnist_or_digits
-from alignjax.datasets.preprocess import flatten, one_hot
+from alignjax.datasets.preprocess import batches, flatten, one_hot
 from alignjax.datasets.synthetic import (
     AlignedRegression,
     SeparablePair,
@@ -24,9 +26,12 @@ __all__ = [
     "SeparablePair",
     "SubstituteDataWarning",
     "aligned_regression",
+    "batches",
+    "cifar10",
     "digits",
     "flatten",
     "gaussian_regression",
+    "imagenet64",
     "mnist",
     "mnist_or_digits",
     "one_hot",
