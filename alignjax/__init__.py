@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alignjax import (
+    closed_forms,
     datasets,
     engines,
     initializers,
@@ -12,6 +13,7 @@ from alignjax import (
     structures,
     theory,
 )
+from alignjax.adaptive import adaptive_descent
 from alignjax.bases import NotAlignedError
 from alignjax.descent import gradient_descent, optimizer_descent
 from alignjax.flow import gradient_flow
@@ -41,8 +43,10 @@ __all__ = [
     "Trajectory",
     "__version__",
     "accumulate",
+    "adaptive_descent",
     "autoencoding",
     "classification",
+    "closed_forms",
     "datasets",
     "end_to_end",
     "engines",
@@ -52,6 +56,7 @@ __all__ = [
     "from_moments",
     "gradient",
     "gradient_descent",
+    "gradient_flow",
     "initializers",
     "inversion",
     "linalg",

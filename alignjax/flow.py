@@ -17,9 +17,11 @@ from alignjax._validation import as_callable, as_count, as_real, is_concrete
 from alignjax.linalg import chain_gradients
 from alignjax.problems import (
     Problem,
+    check_tail,
     check_weights,
     checked_gradient,
     from_span,
+    log_risk_and_gradient,
     risk,
     to_span,
 )
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["gradient_flow"]
 
 Weights = tuple[Array, ...]
+Field = Callable[[Any, Weights, Any], Weights]
 
 SOLVERS = ("auto", "explicit", "implicit")
 LARGEST_IMPLICIT = 2000
@@ -45,6 +48,7 @@ def gradient_flow(
     *,
     times: Float[Array, " saves"] | Sequence[float],
     observe: Observe | None = None,
+    log_time: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
     solver: str = "auto",
@@ -63,6 +67,11 @@ def gradient_flow(
     :attr:`alignjax.Status.UNFINISHED`, ``time`` stands still, and outside of ``jit`` and ``vmap`` a
     warning says so.
 
+    With ``log_time`` the flow is integrated in ``s = ln(1 + t)``, where ``dW/ds = -(1 + t) dR/dW``
+    and the samples' weights are ``exp(s + ln|l'|)``: nothing overflows or underflows up to the
+    largest time that a float can hold. It is for losses with an exponential tail, whose risk falls
+    like ``1/t`` on separable data.
+
     Runs under ``jit``, ``vmap`` over starts, times and problems, and reverse-mode ``grad``.
 
     Args:
@@ -72,6 +81,7 @@ def gradient_flow(
             A time is a sum of learning rates, not a number of steps.
         observe: ``weights -> pytree`` of arrays; by default ``{"risk": ...}``. Pass the same
             function again to reuse the compiled run.
+        log_time: integrate in the logarithm of time; ``times`` are times all the same.
         rtol: relative tolerance of a step; 1e-11 in float64, 1e-5 in float32.
         atol: absolute tolerance of a step; ``rtol`` times the start's largest entry, or ``rtol``
             where that is above 1, so that a vanishing start keeps its digits.
@@ -85,7 +95,7 @@ def gradient_flow(
     Raises:
         TypeError, ValueError: for arguments that do not fit, before anything is traced.
 
-    Source: Gidel et al. 2019, eqs. 6 and 12; Ji & Telgarsky 2019, section 2.
+    Source: Gidel et al. 2019, eqs. 6 and 12; Ji & Telgarsky 2019, section 1.2.
 
     Example:
         >>> import alignjax as aj, jax.numpy as jnp
@@ -97,6 +107,8 @@ def gradient_flow(
     """
     weights = check_weights(problem, weights)
     moments = _as_times(times, weights[0].dtype)
+    if log_time:
+        check_tail(problem, "log_time")
     if observe is not None:
         as_callable(observe, "observe")
     if solver not in SOLVERS:
@@ -115,6 +127,7 @@ def gradient_flow(
         moments,
         *tolerances,
         observe=observe,
+        log_time=bool(log_time),
         explicit=solver != "implicit",
         implicit=solver != "explicit" and count <= LARGEST_IMPLICIT,
         max_steps=as_count(max_steps, "max_steps", minimum=1),
@@ -177,6 +190,16 @@ def _unfinished(time: float, last: float, solver: str, parameters: int, max_step
     return f"{reached} in {max_steps} steps of the implicit solver: {advice}"
 
 
+def _slope(t: Any, layers: Weights, problem: Problem) -> Weights:
+    return jax.tree.map(jnp.negative, chain_gradients(layers, problem._evaluate)[1])
+
+
+def _slope_in_log_time(s: Any, layers: Weights, problem: Any) -> Weights:
+    _, scale, gradients = log_risk_and_gradient(problem, layers)
+    factor = -jnp.exp(s + scale)
+    return jax.tree.map(lambda g: factor * g, gradients)
+
+
 def _solve(
     method: diffrax.AbstractSolver,
     core: Problem,
@@ -186,13 +209,11 @@ def _solve(
     look: Callable[[Weights], list[Array]],
     rtol: Array,
     atol: Array,
+    field: Field,
     max_steps: int,
 ) -> tuple[Any, Weights, Array, Array]:
     """``(observations at times, final state, final time, steps)`` of one integration."""
     import diffrax
-
-    def field(t: Any, layers: Weights, problem: Problem) -> Weights:
-        return jax.tree.map(jnp.negative, chain_gradients(layers, problem._evaluate)[1])
 
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
@@ -218,7 +239,7 @@ def _solve(
     return solution.ys[0], final, solution.ts[1][0], solution.stats["num_steps"]
 
 
-@partial(jax.jit, static_argnames=("observe", "explicit", "implicit", "max_steps"))
+@partial(jax.jit, static_argnames=("observe", "log_time", "explicit", "implicit", "max_steps"))
 def _gradient_flow(
     problem: Problem,
     weights: Weights,
@@ -227,6 +248,7 @@ def _gradient_flow(
     atol: Array,
     *,
     observe: Observe | None,
+    log_time: bool,
     explicit: bool,
     implicit: bool,
     max_steps: int,
@@ -249,7 +271,9 @@ def _gradient_flow(
 
     # A start that a descent would refuse is not moved at all.
     ok = checked_gradient(core, start)[1]
-    times = jnp.where(ok, times, 0)
+    asked = jnp.where(ok, times, 0)
+    times = jnp.log1p(asked) if log_time else asked
+    field = _slope_in_log_time if log_time else _slope
     layers, reached, seen = start, jnp.zeros((), times.dtype), None
     taken = jnp.zeros((), jnp.int32)
     methods = [diffrax.Dopri8()] * explicit + [diffrax.Kvaerno5()] * implicit
@@ -257,7 +281,7 @@ def _gradient_flow(
         # What lies behind is asked for again, at once, and thrown away.
         ahead = jnp.maximum(times, reached)
         found, layers, now, steps = _solve(
-            method, core, layers, reached, ahead, look_in_floats, rtol, atol, max_steps
+            method, core, layers, reached, ahead, look_in_floats, rtol, atol, field, max_steps
         )
         if seen is not None:
             found = jax.tree.map(partial(_choose, times <= reached), seen, found)
@@ -272,7 +296,7 @@ def _gradient_flow(
     status = jnp.where(ok, status, Status.DIVERGED).astype(jnp.int32)
     return Trajectory(
         step=None,
-        time=jnp.minimum(times, reached),
+        time=jnp.where(times <= reached, asked, jnp.expm1(reached) if log_time else reached),
         observations=jax.tree.unflatten(tree, leaves),
         weights=from_span(problem, weights, layers),
         status=status,

@@ -42,6 +42,8 @@ class Loss:
         derivative: ``(z, y) -> (k_d,)``, by hand where it is cheaper or safer than autodiff.
         log_value: ``(z, y) -> log l(z, y)``, exact also where ``l`` underflows; None means
             ``log(value)``.
+        log_slope: ``(z, y) -> (log s, v)`` with ``dl/dz = s v`` and ``v`` of order 1, exact also
+            where the slope underflows; None where the loss has no exponential tail.
     """
 
     value: Callable[[Any, Any], Any]
@@ -51,6 +53,7 @@ class Loss:
     lipschitz: float | None = None
     derivative: Callable[[Any, Any], Any] | None = None
     log_value: Callable[[Any, Any], Any] | None = None
+    log_slope: Callable[[Any, Any], Any] | None = None
 
     def values(self, outputs: Float[Array, "n k_d"], targets: Array) -> Float[Array, " n"]:
         """The losses of all samples, shape ``(n,)``."""
@@ -102,6 +105,13 @@ def _cross_entropy_derivative(z: Array, y: Array) -> Array:
     return jnp.where(jnp.arange(z.shape[0]) == y, -others.sum(), p)
 
 
+def _cross_entropy_log_slope(z: Array, y: Array) -> tuple[Array, Array]:
+    excess = _cross_entropy_excess(z, y)
+    own = jnp.arange(z.shape[0]) == y
+    others = jnp.exp(jnp.where(own, 0.0, z - z[y] - excess))
+    return -jax.nn.softplus(-excess), jnp.where(own, -1.0, others)
+
+
 squared = Loss(
     lambda z, y: 0.5 * jnp.sum((z - y) ** 2),
     name="squared",
@@ -118,6 +128,7 @@ logistic = Loss(
     lipschitz=1.0,
     derivative=lambda z, y: -y * jax.nn.sigmoid(-y * z),
     log_value=_logistic_log,
+    log_slope=lambda z, y: (-jax.nn.softplus(y * z[0]), -y[None]),
 )
 """``ln(1 + exp(-y z))``: 1/4-smooth, 1-Lipschitz. Source: Ji & Telgarsky 2019, section 1.1."""
 
@@ -127,6 +138,7 @@ exponential = Loss(
     targets="signs",
     derivative=lambda z, y: -y * jnp.exp(-y * z),
     log_value=lambda z, y: -y * z[0],
+    log_slope=lambda z, y: (-y * z[0], -y[None]),
 )
 """``exp(-y z)``: neither smooth nor Lipschitz. Source: Ji & Telgarsky 2019, section 1.1."""
 
@@ -138,6 +150,7 @@ cross_entropy = Loss(
     lipschitz=2**0.5,
     derivative=_cross_entropy_derivative,
     log_value=_cross_entropy_log,
+    log_slope=_cross_entropy_log_slope,
 )
 """``log sum_j exp(z_j) - z_y``: the Hessian ``diag(p) - p p^T`` is at most 1/2."""
 

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine, moments, reduced, structures
+from benchmarks import engine, moments, reduced, staircase, structures, table_1
 from benchmarks.timing import Row
 from experiments.provenance import provenance
 
@@ -21,6 +21,8 @@ BENCHMARKS = {
     "reduced": reduced.run,
     "engine": engine.run,
     "structures": structures.run,
+    "staircase": staircase.run,
+    "table_1": table_1.run,
 }
 COLUMNS = (
     "benchmark",

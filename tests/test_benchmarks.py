@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import engine, moments, reduced
+from alignjax import datasets
+from benchmarks import engine, moments, reduced, table_1
 from benchmarks.__main__ import main, record, table
 from benchmarks.timing import agree
 
@@ -29,6 +30,23 @@ def test_full_matrices_give_the_same_weights_as_the_reduction():
     rows = reduced.run(repeats=1, width=4, runs=3, steps=10, full_steps=5)
     assert differences(rows)[reduced.FULL] < 1e-5
     assert "scaled linearly" in rows[1].note
+
+
+def test_table_1_is_the_same_row_from_all_samples_at_once():
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (60, 3, 4, 4), np.uint8)
+    images = datasets.Images(pixels, random.integers(0, 10, 60, np.uint8), "noise", "a test")
+    rows = table_1.run(repeats=1, rows={"noise": lambda: images})
+    assert differences(rows)[table_1.PEER] < 1e-10
+
+
+def test_table_1_without_images_says_not_measured():
+    def unavailable():
+        raise datasets.DataUnavailableError("no such data")
+
+    (row,) = table_1.run(repeats=1, rows={"CIFAR-10": unavailable})
+    assert row.run_seconds is None
+    assert row.note == "not measured: CIFAR-10 is not available"
 
 
 def test_engine_peers_give_the_same_weights():
@@ -67,6 +85,6 @@ def test_an_unknown_name_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["nothing"])
     assert (
-        "NAME must be among moments, reduced, engine, structures, got nothing"
+        "NAME must be among moments, reduced, engine, structures, staircase, table_1, got nothing"
         in capsys.readouterr().err
     )

@@ -36,6 +36,7 @@ MAY_IMPORT = {
     # The loop that counts and freezes knows nothing of networks: the oracle may stand on it.
     "engines.loop": set(),
     "descent": BELOW_ENGINES | {"engines", "engines.loop", "trajectory"},
+    "adaptive": BELOW_PROBLEMS | {"problems", "engines.loop", "trajectory"},
     "flow": BELOW_PROBLEMS | {"problems", "trajectory"},
     # The independent oracle: never descent, flow or an engine's gradients.
     "reduced": BELOW_PROBLEMS | {"problems", "bases", "trajectory", "engines.loop"},

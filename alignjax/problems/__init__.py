@@ -35,6 +35,12 @@ from alignjax.problems.least_squares import (
     regression,
     sensing,
 )
+from alignjax.problems.log_domain import (
+    check_tail,
+    checked_log_gradient,
+    log_risk_and_gradient,
+)
+from alignjax.problems.smoothness import smoothness
 
 __all__ = [
     "ByOutputs",
@@ -44,8 +50,10 @@ __all__ = [
     "SensingProblem",
     "autoencoding",
     "check_fit",
+    "check_tail",
     "check_weights",
     "checked_gradient",
+    "checked_log_gradient",
     "classification",
     "factorization",
     "from_moments",
@@ -54,10 +62,12 @@ __all__ = [
     "inversion",
     "largest_risk",
     "lift_gradient",
+    "log_risk_and_gradient",
     "outputs",
     "regression",
     "risk",
     "risk_and_gradient",
     "sensing",
+    "smoothness",
     "to_span",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -203,8 +204,14 @@ class SampleProblem:
         return self.risk_of(self.outputs(outer, inner))
 
     def _evaluate(self, outer: Half, inner: Half) -> Evaluation:
+        return self.pull_back(outer, inner, self.evaluate_outputs)
+
+    def pull_back(
+        self, outer: Half, inner: Half, evaluate: Callable[[Array], tuple[Any, Array]]
+    ) -> tuple[Any, Half, Half]:
+        """What ``evaluate: outputs -> (value, slope (n, k_d))`` gives, in both halves."""
         hidden = self.inputs if inner is None else matmul(self.inputs, inner.T)
-        value, slope = self.evaluate_outputs(hidden if outer is None else matmul(hidden, outer.T))
+        value, slope = evaluate(hidden if outer is None else matmul(hidden, outer.T))
         pulled = slope if outer is None else matmul(slope, outer)
         return (
             value,

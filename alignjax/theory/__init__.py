@@ -1,5 +1,5 @@
 """What theory says about training: conditions, bounds and predictions, as functions."""
 
-from alignjax.theory import alignment
+from alignjax.theory import alignment, margin, sequential
 
-__all__ = ["alignment"]
+__all__ = ["alignment", "margin", "sequential"]

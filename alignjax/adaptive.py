@@ -1,0 +1,227 @@
+"""Descent whose steps follow the risk: for losses that fall to 0 as the weights grow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from alignjax._validation import as_callable, as_count, as_real, is_concrete
+from alignjax.engines.loop import guarded_steps
+from alignjax.problems import (
+    Problem,
+    SampleProblem,
+    check_tail,
+    check_weights,
+    checked_log_gradient,
+    from_span,
+    risk,
+    smoothness,
+    to_span,
+)
+from alignjax.trajectory import Observe, Trajectory, observer, record, save_points
+
+__all__ = ["adaptive_descent"]
+
+Weights = tuple[Array, ...]
+
+RULES = ("ball", "margin")
+_DEFAULT_CONSTANT = 0.02
+
+
+def adaptive_descent(
+    problem: Problem,
+    weights: Sequence[Float[Array, "k_i k_j"]],
+    *,
+    steps: int,
+    rule: str = "ball",
+    constant: Float[Array, ""] | float | None = None,
+    save_at: Sequence[int] | None = None,
+    observe: Observe | None = None,
+) -> Trajectory:
+    """Gradient descent on separable data, with steps that grow or shrink with the weights.
+
+    ``rule="ball"`` is Assumption 5 of Ji & Telgarsky 2019: with ``B = max_i ||x_i||`` and the
+    smoothness ``beta(R)`` of :func:`alignjax.problems.smoothness`,
+
+        eta_t = min(1 / beta(R_t), 1),    max_k ||W_k(t)||_F <= R_t - 1,
+
+    where ``R`` stays until a layer's norm passes ``R - 1`` and then becomes that norm plus 1. The
+    risk never increases, and time goes slowly.
+
+    ``rule="margin"`` takes the largest steps that keep up with a vanishing risk,
+
+        eta_t = c / (R(W) max_k ||W_k||_F^{2L-2}),
+
+    and reaches times of 1e13 and more within tens of thousands of steps.
+
+    Risk and gradient are computed in logarithms, so that a risk of 1e-300 has all its digits.
+    Runs under ``jit``, ``vmap`` and ``grad``; freezes on divergence as ``gradient_descent`` does.
+
+    Args:
+        problem: a classification whose loss decays like an exponential.
+        weights: the start ``(W_1, ..., W_L)``; its gradient must not vanish, nor, for two layers
+            and more, its risk exceed that of zero weights.
+        steps: how many steps.
+        rule: ``"ball"`` or ``"margin"``.
+        constant: ``c`` of ``"margin"``; 0.02 by default. May be traced.
+        save_at: increasing steps at which to observe; by default the start and the end.
+        observe: ``weights -> pytree`` of arrays; by default ``{"risk": ...}``.
+
+    Returns:
+        A :class:`alignjax.Trajectory` whose ``time`` is the sum of the learning rates.
+
+    Raises:
+        TypeError: for arguments of the wrong kind.
+        ValueError: for arguments that do not fit; a loss without an exponential tail, or, for
+            ``"ball"``, without the constants of Assumption 4 or with more than one output; a start
+            that breaks Assumption 2.
+
+    Source: Ji & Telgarsky 2019, Assumptions 2, 4 and 5; the printed Assumption 5 has
+    ``max_k ||W_k(t)||_F <= R_t``, which its proof does not use.
+
+    Example:
+        >>> import alignjax as aj, jax, jax.numpy as jnp
+        >>> data = aj.datasets.separable_pair(jax.random.key(0), 20, 2)
+        >>> problem = aj.classification(data.inputs, data.labels)
+        >>> start = aj.initializers.identity((2, 2, 1), 0.1)
+        >>> run = aj.adaptive_descent(problem, start, steps=2000, rule="margin")
+        >>> bool(run.time[-1] > 1e4)
+        True
+    """
+    layers = check_weights(problem, weights)
+    if rule not in RULES:
+        raise ValueError(f"rule must be 'ball' or 'margin', got {rule!r}")
+    known = check_tail(problem, "adaptive_descent")
+    _check_start(known, layers)
+    dtype = layers[0].dtype
+    if rule == "ball":
+        if constant is not None:
+            raise ValueError(f"constant belongs to rule='margin', got {constant} with rule='ball'")
+        size = _ball_constant(known, len(layers))
+    else:
+        size = as_real(_DEFAULT_CONSTANT if constant is None else constant, "constant", ndim=0)
+        if is_concrete(size) and not float(size) > 0:
+            raise ValueError(f"constant must be positive, got {constant}")
+    steps = as_count(steps, "steps")
+    points = save_points(save_at, steps)
+    if observe is not None:
+        as_callable(observe, "observe")
+    return _adaptive_descent(
+        known,
+        layers,
+        size.astype(dtype),
+        steps=steps,
+        rule=rule,
+        save_at=points,
+        observe=observe,
+    )
+
+
+def _ball_constant(problem: SampleProblem, depth: int) -> Array:
+    """``beta(1)``: that of a ball of radius ``R`` is ``R^{2L-2}`` times as large."""
+    if problem.output_width != 1:
+        raise ValueError(
+            f"rule='ball' is for losses with one output and labels -1 or +1, got the loss "
+            f"{problem.loss.name!r} with {problem.output_width} outputs: use rule='margin'"
+        )
+    length = jnp.sqrt((problem.inputs**2).sum(axis=1).max())
+    return smoothness(problem.loss, depth, 1.0, input_norm=length)
+
+
+def _check_start(problem: SampleProblem, weights: Weights) -> None:
+    """Refuse a start that breaks Assumption 2, where it is concrete."""
+    core, inside = to_span(problem, weights)
+    if not all(is_concrete(leaf) for leaf in jax.tree.leaves((core, inside))):
+        return
+    (log_risk, _, slope), ok = checked_log_gradient(core, inside)
+    # A batch that is traced around this traces the losses too. A start that is not ok is frozen,
+    # as a run that diverged.
+    if not is_concrete(ok) or not bool(ok):
+        return
+    zero = float(jnp.log(_risk_of_zero(problem)))
+    moves = any(bool((g != 0).any()) for g in slope)
+    # One layer is a convex problem, which has no bad start.
+    if len(weights) > 1 and float(log_risk) > zero + 1e-6:
+        raise ValueError(
+            f"weights must start with a risk of at most that of zero weights (Assumption 2), got "
+            f"{np.exp(float(log_risk)):.6g} > {np.exp(zero):.6g}: descent need not reach 0 from "
+            f"there; a smaller start, or one with W_1 = 0, will do"
+        )
+    if not moves:
+        raise ValueError(
+            "weights must not start where the gradient vanishes (Assumption 2): it does in every "
+            "layer, as where two layers are zero"
+        )
+
+
+def _risk_of_zero(problem: SampleProblem) -> Array:
+    outputs = jnp.zeros((problem.inputs.shape[0], problem.output_width or 1), problem.dtype)
+    return problem.risk_of(outputs)
+
+
+@partial(jax.jit, static_argnames=("steps", "rule", "save_at", "observe"))
+def _adaptive_descent(
+    problem: SampleProblem,
+    weights: Weights,
+    size: Array,
+    *,
+    steps: int,
+    rule: str,
+    save_at: tuple[int, ...],
+    observe: Observe | None,
+) -> Trajectory:
+    core, start = to_span(problem, weights)
+    power = 2 * len(weights) - 2
+    # What W_1 does outside of the span of the inputs never moves, but it counts for its norm.
+    outside = (weights[0] ** 2).sum() - (start[0] ** 2).sum()
+
+    def largest_norm(layers: Weights) -> Array:
+        energies = [(w**2).sum() for w in layers]
+        energies[0] = energies[0] + jnp.maximum(outside, 0)
+        return jnp.sqrt(jnp.stack(energies).max())
+
+    def log_rate(layers: Weights, log_risk: Array, radius: Array) -> Array:
+        if rule == "ball":
+            return jnp.minimum(-jnp.log(size) - power * jnp.log(radius), 0)
+        return jnp.log(size) - log_risk - power * jnp.log(largest_norm(layers))
+
+    def evaluate(state: Any, _: Array) -> tuple[Any, Array]:
+        return checked_log_gradient(core, state[0])
+
+    def update(state: Any, found: Any) -> Any:
+        layers, radius, log_time = state
+        log_risk, scale, slope = found
+        rate = log_rate(layers, log_risk, radius)
+        # The rate may be 1e300 and the slope 1e-300: only their product is ever a number.
+        factor = jnp.exp(rate + scale)
+        layers = jax.tree.map(lambda w, g: w - factor * g, layers, slope)
+        norm = largest_norm(layers)
+        radius = jnp.where(norm > radius - 1, norm + 1, radius)
+        return layers, radius, jnp.logaddexp(log_time, rate)
+
+    def advance(state: Any, _: Array, count: Array, max_count: int) -> tuple[Any, Array]:
+        return guarded_steps(evaluate, update, state, count, max_steps=max_count)
+
+    watch = observer(partial(risk, problem), observe)
+
+    def look(state: Any) -> Any:
+        return watch(from_span(problem, weights, state[0])), jnp.exp(state[2])
+
+    nothing = jnp.asarray(-jnp.inf, weights[0].dtype)
+    state, (seen, time), _, status, stopped_at = record(
+        advance, (start, largest_norm(start) + 1, nothing), look, save_at, steps
+    )
+    return Trajectory(
+        jnp.asarray(save_at, jnp.int32),
+        time,
+        seen,
+        from_span(problem, weights, state[0]),
+        status,
+        stopped_at,
+    )

@@ -1,0 +1,188 @@
+"""The maximum margin of labelled data through the origin, exactly, or the proof that there is none.
+
+With ``z_i = y_i x_i``, a direction of positive margin exists if and only if 0 is not in the convex
+hull of the ``z_i``; the maximum margin is the hull's distance from 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from alignjax._validation import as_raw, as_real, require_concrete
+
+__all__ = ["MaximumMargin", "NotSeparableError", "max_margin"]
+
+Host = np.ndarray
+
+_TOLERANCE = 1e-12  # of a convex combination that counts as 0, in units of the longest sample
+_CUT = 64  # violated samples that join the working set at once
+
+
+class NotSeparableError(ValueError):
+    """No direction classifies every sample.
+
+    Attributes:
+        combination: weights ``q >= 0`` of sum 1, shape ``(n,)``, with ``sum_i q_i y_i x_i = 0``:
+            for every direction ``u`` that mean of the ``y_i <u, x_i>`` vanishes, so not all are
+            positive.
+        residual: ``||sum_i q_i y_i x_i||``, which no margin exceeds.
+    """
+
+    def __init__(self, combination: Host, residual: float) -> None:
+        """Keep the certificate and say what it is."""
+        self.combination, self.residual = combination, residual
+        count = int((combination > 0).sum())
+        super().__init__(
+            f"labels are not separable by a hyperplane through the origin: {count} samples have a "
+            f"convex combination of y_i x_i that is 0 (norm {residual:.1e}); see the error's "
+            f"combination. A constant input, 1 for every sample, adds an offset"
+        )
+
+
+@dataclass(frozen=True)
+class MaximumMargin:
+    """The maximum-margin classifier through the origin, with the proof that it is.
+
+    Attributes:
+        direction: the unit vector of largest margin, shape ``(k_0,)``.
+        margin: ``min_i y_i <direction, x_i>``, in units of the inputs.
+        support: indices of the support vectors, the samples on the margin.
+        dual: weights ``q >= 0`` of sum 1, shape ``(n,)``, zero off the support, with
+            ``sum_i q_i y_i x_i = margin * direction``: since ``min_i y_i <u, x_i>`` is at most
+            ``<u, sum_i q_i y_i x_i>``, no direction does better.
+        gap: ``||sum_i q_i y_i x_i|| - margin``, at least 0 but for roundoff: how far the largest
+            margin can be above ``margin``.
+    """
+
+    direction: Array
+    margin: Array
+    support: Host
+    dual: Array
+    gap: float
+
+
+def max_margin(X: Float[Array, "n k_0"], labels: Shaped[Array, " n"]) -> MaximumMargin:
+    """The maximum-margin direction ``argmax_{||u|| = 1} min_i y_i <u, x_i>``, without offset.
+
+    The least distance problem ``min ||w||, y_i <w, x_i> >= 1`` is solved by nonnegative least
+    squares on a working set that grows by the samples it misclassifies, so its size is that of the
+    support and not of the data; the equations of the active samples are then solved once more, to
+    the last digits. Host-only, in float64.
+
+    Args:
+        X: inputs, shape ``(n, k_0)``.
+        labels: -1 or +1, shape ``(n,)``.
+
+    Returns:
+        A :class:`MaximumMargin`, in the dtype of ``X``.
+
+    Raises:
+        NotSeparableError: if no direction classifies every sample, with the certificate.
+        TypeError: if anything is traced or no real number.
+        ValueError: for labels other than -1 and +1, shapes that do not match, or data so near the
+            limit of separability that float64 does not decide.
+
+    Source: Ji & Telgarsky 2019, section 1.2; the method is Lawson and Hanson's.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from alignjax.theory.margin import max_margin
+        >>> found = max_margin(jnp.array([[2.0, 1.0], [2.0, -1.0], [-3.0, 0.0]]), [1, 1, -1])
+        >>> f"{found.direction[0]:.6f}", f"{found.margin:.6f}", found.support.tolist()
+        ('1.000000', '2.000000', [0, 1])
+    """
+    require_concrete((X, labels), "X or labels", "max_margin")
+    inputs = as_real(X, "X", ndim=2)
+    signs = check_signs(labels, inputs.shape[0])
+    z = np.asarray(inputs, np.float64) * signs[:, None]
+    scale = float(np.abs(z).max())
+    if scale == 0:
+        raise NotSeparableError(np.full(len(z), 1 / len(z)), 0.0)
+    z = z / scale
+    length = float(np.linalg.norm(z, axis=1).max())
+    z = z / length
+    working, q = _least_distance(z)
+    found = _polished(z, working[q > 0])
+    if found is None:
+        combination = np.zeros(len(z))
+        combination[working] = q / q.sum()
+        residual = float(np.linalg.norm(combination @ z))
+        if residual <= _TOLERANCE:
+            raise NotSeparableError(combination, residual * scale * length)
+        raise ValueError(
+            f"labels are separable by less than {residual * scale * length:.1e}, if at all, for "
+            f"inputs as long as {scale * length:.3g}: float64 does not decide"
+        )
+    direction, margin, dual = found
+    size = scale * length
+    support = np.flatnonzero(z @ direction <= margin + 1e-9)
+    return MaximumMargin(
+        direction=jnp.asarray(direction, inputs.dtype),
+        margin=jnp.asarray(margin * size, inputs.dtype),
+        support=support,
+        dual=jnp.asarray(dual, inputs.dtype),
+        gap=(float(np.linalg.norm(dual @ z)) - margin) * size,
+    )
+
+
+def check_signs(labels: Any, samples: int) -> Host:
+    """Labels -1 and +1 as float64, one a sample.
+
+    Raises:
+        TypeError: if they are no real numbers.
+        ValueError: for other values or another shape.
+    """
+    signs = np.asarray(as_raw(labels, "labels"))
+    if signs.shape != (samples,):
+        raise ValueError(f"labels must have shape ({samples},), one a row of X, got {signs.shape}")
+    if not np.isin(signs, (-1, 1)).all():
+        raise ValueError(f"labels must be -1 or +1, got values {np.unique(signs)[:6].tolist()}")
+    return signs.astype(np.float64)
+
+
+def _least_distance(z: Host) -> tuple[Host, Host]:
+    """A working set of samples, and nonnegative weights of the hull's point nearest to 0."""
+    from scipy.optimize import nnls
+
+    working = np.array([int(np.argmin(np.linalg.norm(z, axis=1)))])
+    right = np.append(np.zeros(z.shape[1]), 1.0)
+    while True:
+        rows = z[working]
+        left = np.vstack([rows.T, np.ones(len(rows))])
+        weights = nnls(left, right, maxiter=100 * left.shape[1])[0]
+        point = weights @ rows
+        distance = float(np.linalg.norm(point)) / weights.sum()
+        if distance <= _TOLERANCE:
+            return working, weights
+        margins = z @ (point / np.linalg.norm(point))
+        below = np.flatnonzero(margins < distance * (1 - 1e-13) - 1e-15)
+        below = below[~np.isin(below, working)]
+        if not below.size:
+            return working, weights
+        worst = below[np.argsort(margins[below], kind="stable")[:_CUT]]
+        working = np.concatenate([working, worst])
+
+
+def _polished(z: Host, active: Host) -> tuple[Host, float, Host] | None:
+    """``(direction, margin, dual)`` from the active samples' equations; None if no margin is sure.
+
+    On the active set ``w`` has least norm among the solutions of ``<w, z_i> = 1``.
+    """
+    w, *_ = np.linalg.lstsq(z[active], np.ones(len(active)), rcond=None)
+    norm = float(np.linalg.norm(w))
+    if norm == 0:
+        return None
+    direction = w / norm
+    margin = float((z @ direction).min())
+    # A product of float64 vectors of norm at most 1 is off by less.
+    if margin <= 4 * np.finfo(np.float64).eps * np.sqrt(z.shape[1]):
+        return None
+    weights, *_ = np.linalg.lstsq(z[active].T, w, rcond=None)
+    dual = np.zeros(len(z))
+    dual[active] = np.maximum(weights, 0)
+    return direction, margin, dual / dual.sum()

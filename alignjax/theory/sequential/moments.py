@@ -1,0 +1,120 @@
+"""What the functions of a problem's moments take, and the checks that it really holds moments."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from alignjax._validation import as_real, describe, is_concrete
+from alignjax.problems import MomentProblem
+
+Norm = Literal["fro", "spectral", "nuclear"]
+
+
+@runtime_checkable
+class StreamedMoments(Protocol):
+    """Moments as :class:`alignjax.Moments` accumulates them."""
+
+    count: Any
+    input_moment: Any
+    cross_moment: Any
+
+
+class CheckedMoments(NamedTuple):
+    """Moments in coordinates of the span of the inputs.
+
+    Attributes:
+        input_moment: ``Sigma_xx``, shape ``(m, m)``.
+        cross_moment: ``Sigma_yx``, shape ``(k_d, m)``.
+        basis: orthonormal columns ``(k_0, m)``, or None where ``m = k_0``.
+    """
+
+    input_moment: Array
+    cross_moment: Array
+    basis: Array | None
+
+    @property
+    def input_width(self) -> int:
+        """``k_0``."""
+        return (self.input_moment if self.basis is None else self.basis).shape[0]
+
+    @property
+    def cutoff(self) -> float:
+        """The relative size below which singular values are roundoff."""
+        return 4 * max(self.cross_moment.shape) * float(jnp.finfo(self.cross_moment.dtype).eps)
+
+
+def checked_moments(value: Any, function: str) -> CheckedMoments:
+    """The moments of a problem or of a stream.
+
+    Raises:
+        TypeError: if ``value`` is neither.
+        ValueError: if no sample was seen, shapes do not match, or the input moment vanishes, is not
+            symmetric or has a negative eigenvalue.
+    """
+    if not isinstance(value, (MomentProblem, StreamedMoments)):
+        raise TypeError(
+            f"{function} takes Moments, or a problem with the squared loss as made by regression, "
+            f"autoencoding, factorization, inversion or from_moments, got {describe(value)}"
+        )
+    basis = None
+    if isinstance(value, MomentProblem):
+        basis = value.basis
+    elif is_concrete(value.count) and int(value.count) == 0:
+        raise ValueError(f"{function} takes moments of at least one sample, got count = 0")
+    inputs = as_real(value.input_moment, "input_moment", ndim=2)
+    cross = as_real(value.cross_moment, "cross_moment", ndim=2)
+    if inputs.shape != (cross.shape[1],) * 2:
+        raise ValueError(
+            f"input_moment must be (k_0, k_0) and cross_moment (k_d, k_0), got {inputs.shape} and "
+            f"{cross.shape}"
+        )
+    dtype = jnp.result_type(inputs, cross)
+    inputs, cross = inputs.astype(dtype), cross.astype(dtype)
+    if is_concrete(inputs):
+        _refuse_indefinite(inputs)
+    return CheckedMoments(inputs, cross, basis)
+
+
+def _refuse_indefinite(moment: Array) -> None:
+    # NumPy throughout: JAX would trace these constants where the caller is being traced.
+    matrix = np.asarray(moment)
+    scale = float(np.linalg.norm(matrix))
+    if scale == 0:
+        raise ValueError("input_moment must not vanish, got zeros only")
+    tolerance = 100 * len(matrix) * float(np.finfo(matrix.dtype).eps) * scale
+    skew = float(np.linalg.norm(matrix - matrix.T))
+    if skew > tolerance:
+        raise ValueError(
+            f"input_moment must be symmetric, but differs from its transpose by {skew:.3g}"
+        )
+    try:
+        # It exists if and only if no eigenvalue is below -tolerance, at a fraction of their cost.
+        np.linalg.cholesky(matrix + tolerance * np.eye(len(matrix), dtype=matrix.dtype))
+    except np.linalg.LinAlgError as error:
+        lowest = float(np.linalg.eigvalsh(matrix)[0])
+        raise ValueError(
+            f"input_moment must be positive semidefinite, but has the eigenvalue {lowest:.3g}"
+        ) from error
+
+
+def as_norm(norm: Any) -> Norm:
+    """The name of a norm of symmetric matrices.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if norm not in get_args(Norm):
+        raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm!r}")
+    return norm
+
+
+def symmetric_norm(matrix: Array, norm: Norm) -> Array:
+    """The norm of a symmetric matrix, by its eigenvalues where entries do not tell."""
+    if norm == "fro":
+        return jnp.linalg.norm(matrix)
+    values = jnp.abs(jnp.linalg.eigvalsh(matrix))
+    return values.max() if norm == "spectral" else values.sum()
