@@ -121,7 +121,8 @@ def gradient_flow(
             f"inputs; use solver='explicit', or a narrower network"
         )
     tolerances = _as_tolerances(rtol, atol, weights)
-    run = _gradient_flow(
+    integrate = partial(
+        _gradient_flow,
         problem,
         weights,
         moments,
@@ -129,14 +130,23 @@ def gradient_flow(
         observe=observe,
         log_time=bool(log_time),
         explicit=solver != "implicit",
-        implicit=solver != "explicit" and count <= LARGEST_IMPLICIT,
         max_steps=as_count(max_steps, "max_steps", minimum=1),
     )
-    if is_concrete(run.status) and int(run.status) == Status.UNFINISHED:
+    implicit = solver != "explicit" and count <= LARGEST_IMPLICIT
+    known = all(map(is_concrete, jax.tree.leaves((problem, weights, moments, tolerances))))
+    # Compiling both methods takes three times as long as the explicit one, which mostly suffices.
+    run = integrate(implicit=implicit and not (known and solver == "auto"))
+    if implicit and _is_unfinished(run):
+        run = integrate(implicit=True)
+    if _is_unfinished(run):
         assert run.time is not None  # a flow has times
         message = _unfinished(float(run.time[-1]), float(moments[-1]), solver, count, max_steps)
         warnings.warn(message, stacklevel=2)
     return run
+
+
+def _is_unfinished(run: Trajectory) -> bool:
+    return is_concrete(run.status) and int(run.status) == Status.UNFINISHED
 
 
 def _as_times(times: Any, dtype: Any) -> Array:
