@@ -14,14 +14,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from alignjax._validation import as_callable, as_count, as_real, is_concrete
-from alignjax.linalg import chain_gradients
 from alignjax.problems import (
     Problem,
     check_tail,
     check_weights,
     checked_gradient,
+    checked_log_gradient,
     from_span,
-    log_risk_and_gradient,
+    largest_risk,
     risk,
     to_span,
 )
@@ -84,7 +84,8 @@ def gradient_flow(
         log_time: integrate in the logarithm of time; ``times`` are times all the same.
         rtol: relative tolerance of a step; 1e-11 in float64, 1e-5 in float32.
         atol: absolute tolerance of a step; ``rtol`` times the start's largest entry, or ``rtol``
-            where that is above 1, so that a vanishing start keeps its digits.
+            where that is above 1, so that a vanishing start keeps its digits (down to the smallest
+            normal float over ``rtol``: 2e-297 in float64, 1e-33 in float32).
         solver: ``"explicit"``, ``"implicit"``, or ``"auto"`` as told above.
         max_steps: steps of either method before it gives up.
 
@@ -133,6 +134,7 @@ def gradient_flow(
         max_steps=as_count(max_steps, "max_steps", minimum=1),
     )
     implicit = solver != "explicit" and count <= LARGEST_IMPLICIT
+    _refuse_subnormal(weights)
     known = all(map(is_concrete, jax.tree.leaves((problem, weights, moments, tolerances))))
     # Compiling both methods takes three times as long as the explicit one, which mostly suffices.
     run = integrate(implicit=implicit and not (known and solver == "auto"))
@@ -175,8 +177,22 @@ def _as_tolerances(rtol: Any, atol: Any, weights: Weights) -> tuple[Array, Array
     if atol is not None:
         return relative, _as_tolerance(atol, "atol", dtype)
     # A zero start moves only where no layer is hidden, and then to the size of the targets.
-    scale = jnp.where(largest > 0, jnp.minimum(largest, 1), 1)
-    return relative, relative * lax.stop_gradient(scale)
+    scale = lax.stop_gradient(jnp.where(largest > 0, jnp.minimum(largest, 1), 1))
+    # Below the smallest normal float it would count as 0.
+    return relative, jnp.maximum(relative * scale, 1e3 * jnp.finfo(dtype).tiny)
+
+
+def _refuse_subnormal(weights: Weights) -> None:
+    """Refuse a start that is all below the smallest normal float, which counts as 0."""
+    if not all(map(is_concrete, weights)):
+        return
+    largest = max(float(np.abs(np.asarray(w)).max()) for w in weights)
+    tiny = float(jnp.finfo(weights[0].dtype).tiny)
+    if 0 < largest < tiny:
+        raise ValueError(
+            f"weights start below the smallest normal {weights[0].dtype}, {tiny:.1e}, and would "
+            f"count as 0: their largest entry is {largest:.1e}"
+        )
 
 
 def _as_tolerance(value: Any, name: str, dtype: Any) -> Array:
@@ -201,13 +217,20 @@ def _unfinished(time: float, last: float, solver: str, parameters: int, max_step
 
 
 def _slope(t: Any, layers: Weights, problem: Problem) -> Weights:
-    return jax.tree.map(jnp.negative, chain_gradients(layers, problem._evaluate)[1])
+    (_, gradients), ok = checked_gradient(problem, layers)
+    return _downhill(gradients, jnp.ones((), layers[0].dtype), ok)
 
 
 def _slope_in_log_time(s: Any, layers: Weights, problem: Any) -> Weights:
-    _, scale, gradients = log_risk_and_gradient(problem, layers)
-    factor = -jnp.exp(s + scale)
-    return jax.tree.map(lambda g: factor * g, gradients)
+    (_, scale, gradients), ok = checked_log_gradient(problem, layers)
+    return _downhill(gradients, jnp.exp(s + jnp.where(ok, scale, 0)), ok)
+
+
+def _downhill(gradients: Weights, factor: Array, ok: Array) -> Weights:
+    # A trial step may leave the floats. It must be rejected, for its size, and must not put NaN
+    # into derivatives on the way back through it: infinity would.
+    huge = jnp.asarray(largest_risk(factor.dtype), factor.dtype)
+    return jax.tree.map(lambda g: jnp.where(ok, -factor * g, huge), gradients)
 
 
 def _solve(
@@ -295,7 +318,9 @@ def _gradient_flow(
         )
         if seen is not None:
             found = jax.tree.map(partial(_choose, times <= reached), seen, found)
-        seen, reached, taken = found, now, taken + steps.astype(jnp.int32)
+        # Where one method hands over to the next has no influence on the path.
+        seen, reached = found, lax.stop_gradient(now)
+        taken = taken + steps.astype(jnp.int32)
     # Beyond what was reached, the state stands still.
     end = look_in_floats(layers)
     stopped = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(times)), end)

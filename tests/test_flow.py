@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from scipy.integrate import solve_ivp
 
 import alignjax as aj
 from alignjax.problems import MomentProblem
@@ -203,6 +204,68 @@ def test_a_stiff_problem_is_carried_to_its_end(solver):
     assert run.status == aj.Status.COMPLETED
     assert (run.time == times).all()
     assert float(jnp.abs(jnp.diagonal(run.observations, axis1=1, axis2=2) - exact).max()) < 1e-9
+
+
+def test_a_stiff_problem_without_common_bases_agrees_with_another_solver():
+    rng = np.random.default_rng(0)
+    inputs = np.diag([1e4, 1.0, 1e-2])
+    mixed = np.linalg.qr(rng.standard_normal((3, 3)))[0] @ np.diag([1.0, 1e-2, 1e-4])
+    problem = aj.from_moments(inputs, inputs @ mixed, 1e9)
+    weights = start((3, 4, 3), scale=0.3)
+    times = jnp.array([0.1, 1.0])
+
+    def observe(now):
+        return aj.end_to_end(now), differences(now)
+
+    run = aj.gradient_flow(problem, weights, times=times, observe=observe)
+    assert run.status == aj.Status.COMPLETED
+    assert run.stopped_at > 10_000  # the explicit method gave up on the way
+
+    def slope(_, y):
+        first, second = y[:12].reshape(4, 3), y[12:].reshape(3, 4)
+        excess = second @ first @ inputs - inputs @ mixed
+        return -np.concatenate([(second.T @ excess).ravel(), (excess @ first.T).ravel()])
+
+    begin = np.concatenate([np.ravel(w) for w in weights])
+    other = solve_ivp(slope, (0, 1), begin, "Radau", t_eval=times, rtol=1e-10, atol=1e-12).y.T
+    for found, y in zip(run.observations[0], other, strict=True):
+        expected = y[12:].reshape(3, 4) @ y[:12].reshape(4, 3)
+        assert float(jnp.abs(found - expected).max()) < 1e-6 * np.abs(expected).max()
+    kept = run.observations[1][0]
+    assert float(jnp.abs(kept - differences(weights)[0]).max()) < 1e-8
+
+
+def test_the_derivative_of_a_stiff_run_is_right():
+    target, inputs = jnp.array([1e3, 0.5]), jnp.array([1e6, 1.0])
+    problem = aj.from_moments(jnp.diag(inputs), jnp.diag(target), 1e3)
+    weights = aj.initializers.identity((2, 2, 2), 0.01)
+
+    def last(scale):
+        begin = tuple(scale * w for w in weights)
+        run = aj.gradient_flow(
+            problem, begin, times=[1.0, 5.0], observe=aj.end_to_end, max_steps=1000
+        )
+        return run.observations[-1, 1, 1]
+
+    def exact(scale):
+        return aj.closed_forms.mode_flow(5.0, (scale * 0.01) ** 2, target[1], inputs[1])
+
+    scales = jnp.array([1.0, 2.0])
+    found, expected = (jax.vmap(jax.grad(f))(scales) for f in (last, exact))
+    assert float(jnp.abs(found / expected - 1).max()) < 1e-7
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("float64", 1e-300), ("float32", 1e-36)])
+def test_the_smallest_starts_move(dtype, scale):
+    problem = aj.from_moments(
+        jnp.eye(2, dtype=dtype), jnp.diag(jnp.array([2.0, 1.0], dtype)), jnp.asarray(5.0, dtype)
+    )
+    weights = tuple(w.astype(dtype) for w in aj.initializers.identity((2, 2, 2), scale))
+    run = aj.gradient_flow(problem, weights, times=[900.0], solver="explicit")
+    assert run.status == aj.Status.COMPLETED
+    assert float(run.observations["risk"][0]) < 1e-9
+    with pytest.raises(ValueError, match="weights start below the smallest normal"):
+        aj.gradient_flow(problem, tuple(np.asarray(w) * 1e-9 for w in weights), times=[1.0])
 
 
 def test_too_stiff_for_explicit_steps_is_said_and_stands_still():
