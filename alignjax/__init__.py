@@ -32,6 +32,7 @@ from alignjax.problems import (
     sensing,
 )
 from alignjax.reduced import expand, reduce, reduced_descent
+from alignjax.sweeps import sweep
 from alignjax.trajectory import Status, Trajectory, every, log_steps
 
 __version__ = "0.1.0"
@@ -71,5 +72,6 @@ __all__ = [
     "risk_and_gradient",
     "sensing",
     "structures",
+    "sweep",
     "theory",
 ]

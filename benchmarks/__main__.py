@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine, moments, reduced, staircase, structures, table_1
+from benchmarks import engine, moments, reduced, staircase, structures, sweeps, table_1
 from benchmarks.timing import Row
 from experiments.provenance import provenance
 
@@ -22,6 +22,7 @@ BENCHMARKS = {
     "engine": engine.run,
     "structures": structures.run,
     "staircase": staircase.run,
+    "sweeps": sweeps.run,
     "table_1": table_1.run,
 }
 COLUMNS = (

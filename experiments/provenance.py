@@ -20,6 +20,7 @@ PACKAGES = (
     "optax",
     "chex",
     "diffrax",
+    "equinox",
     "scipy",
     "scikit-learn",
     "matplotlib",

@@ -1,0 +1,10 @@
+"""Sweeps: a function run at every point of a grid, on many devices, labelled and resumable.
+
+This package knows nothing of linear networks: ``run`` is any function that JAX can trace.
+"""
+
+from alignjax.sweeps.execute import sweep
+from alignjax.sweeps.store import StoreWriteError
+from alignjax.sweeps.store_manifest import StoreMismatchError
+
+__all__ = ["StoreMismatchError", "StoreWriteError", "sweep"]

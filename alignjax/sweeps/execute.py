@@ -1,0 +1,345 @@
+"""A sweep from the call to the data set: blocks spread over devices and processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from alignjax.sweeps.axes import Grid, accepts, read_grid
+from alignjax.sweeps.dataset import MemoryTarget, layout, zip_names
+from alignjax.sweeps.plan import Program, block_shape, compile_block, fitted_block
+from alignjax.sweeps.progress import progress_bar
+from alignjax.sweeps.spec import Spec, Target
+from alignjax.sweeps.store import open_store
+from alignjax.sweeps.store_manifest import stored_block
+from alignjax.sweeps.trace import Traced, trace
+
+if TYPE_CHECKING:
+    import xarray
+
+Block = tuple[int, ...]
+
+# One round of blocks computes, one waits to be written and one is being written.
+ROUNDS_IN_FLIGHT = 2
+
+
+def sweep(
+    run: Callable[..., Mapping[str, Any]],
+    axes: Mapping[str | tuple[str, ...], Any],
+    *,
+    static: Mapping[str, Sequence[Any]] | None = None,
+    key: jax.Array | None = None,
+    dims: Mapping[Any, Any] | None = None,
+    units: Mapping[str, str] | None = None,
+    store: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+    chunk: int | None = None,
+    devices: int | Sequence[jax.Device] | None = None,
+    progress: bool = True,
+) -> xarray.Dataset:
+    """Run a function at every point of a grid, and label the results.
+
+    The grid is the product of all axes. Runs are numbered with the last axis fastest, static axes
+    first, and computed in rectangular blocks of at most ``chunk`` runs by ``vmap``, each block
+    whole on one device. No device count, process count or resuming changes a bit of the results;
+    another chunk size changes rounding at most. (On GPUs, XLA chooses kernels by timing them; set
+    ``XLA_FLAGS=--xla_gpu_deterministic_ops=true`` where the last bit matters.) A run that diverges
+    is data like any other: nothing of it reaches its neighbours.
+
+    Where `jax.distributed` connects several processes, all of them call this with the same
+    arguments and a ``store`` that all of them reach. Each computes its own blocks on its own
+    devices, and each gets the whole data set.
+
+    Args:
+        run: one point of the grid, as a function that JAX can trace: its arguments are the axes by
+            name, its result a dict of arrays of one shape at all points.
+        axes: name -> values, stacked along axis 0, at least one: numbers, arrays, or random keys
+            (``jax.random.split(key, n)``). ``("a", "b") -> (A, B)`` runs two or more through
+            together; they share one dimension, named as the first.
+        static: name -> Python values that must be known at compile time: a depth, a loss. Each
+            combination is compiled once.
+        key: a base random key. Each run then also gets ``key = fold_in(key, its number)``.
+        dims: names of the outputs' own dimensions: ``{"risk": ("step",)}``, or
+            ``{"risk": {"step": [0, 10, 100]}}`` with their coordinates. ``("a", "b") -> name``
+            names the dimension of zipped axes.
+        units: units of axes and outputs, by name.
+        store: the folder of a Zarr store. Finished blocks survive a crash, and the same call
+            continues where it stopped.
+        resume: continue in a store that exists; if False, refuse one.
+        overwrite: replace a sweep store that exists.
+        chunk: the most runs in a block; by default that of the store, else as many as a fixed
+            amount of memory allows, measured by compiling.
+        devices: the devices of this process to use, or how many; all of them by default. Each
+            takes whole blocks, so to occupy many devices a small sweep needs a small ``chunk``.
+        progress: show a progress bar, if on a terminal.
+
+    Returns:
+        A data set. Its variables are the outputs of ``run``, their dimensions the axes in order
+        (static ones first) and then their own; axes whose entries are arrays or keys have the
+        coordinates 0, 1, ...; attributes tell versions, the commit of ``run``'s repository, and a
+        hash of all that the results depend on.
+
+    Raises:
+        TypeError: if ``run`` cannot be traced (naming the axis to make static, or the line), if it
+            returns no dict of arrays, or if its arguments are not those of the grid.
+        ValueError: for empty or unequal axes, outputs whose shape depends on a static axis, and
+            names that clash.
+        FileExistsError: if there is a store that may not be continued or replaced.
+
+    >>> import jax.numpy as jnp
+    >>> def run(rate, steps):
+    ...     return {"risk": (1 - rate) ** (2 * jnp.arange(steps))}
+    >>> data = sweep(run, {"rate": [0.1, 0.5, 2.5]}, static={"steps": [3]}, dims={"risk": "step"})
+    >>> dict(data.risk.sizes)
+    {'steps': 1, 'rate': 3, 'step': 3}
+    """
+    chosen = _devices(devices)
+    _check_options(chunk, store, resume, overwrite)
+    grid = read_grid(axes, static, zip_names(dims))
+    _check_key(key, grid)
+    accepts(run, grid.names, key=key is not None)
+    traced = trace(run, grid, key)
+    spec = layout(run, grid, traced, dims, units, key, chosen[0])
+    mesh = Mesh(np.array(chosen), ("device",))
+    base = None if key is None else jax.device_put(key, NamedSharding(mesh, PartitionSpec()))
+
+    block, programs = _cut(traced, grid, spec, base, mesh, chunk, None if overwrite else store)
+    attrs = spec.attrs | {"chunk": math.prod(block)}
+    spec = dataclasses.replace(spec, block=(1,) * len(grid.static) + block, attrs=attrs)
+    target = _open(store, spec, resume=resume, overwrite=overwrite)
+    _execute(traced, grid, spec, target, base, mesh, programs, shown=progress)
+    if jax.process_count() > 1:
+        _wait_for_all("finished")
+    return target.dataset()
+
+
+def _devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:
+    local = jax.local_devices()
+    if devices is None:
+        return local
+    if isinstance(devices, int) and not isinstance(devices, bool):
+        if not 1 <= devices <= len(local):
+            raise ValueError(f"devices must be from 1 to {len(local)}, got {devices}")
+        return local[:devices]
+    chosen = list(devices) if isinstance(devices, Sequence) else []
+    is_ours = all(getattr(d, "process_index", None) == jax.process_index() for d in chosen)
+    if not chosen or not is_ours or len(set(chosen)) < len(chosen):
+        raise ValueError(
+            f"devices must be different devices of this process, such as jax.local_devices(), or "
+            f"their number, got {devices!r}"
+        )
+    if len({device.platform for device in chosen}) > 1:
+        raise ValueError(f"devices must be of one kind, got {devices!r}")
+    return chosen
+
+
+def _check_options(chunk: Any, store: Any, resume: Any, overwrite: Any) -> None:
+    if chunk is not None:
+        try:
+            count = operator.index(chunk)
+        except TypeError as error:
+            raise TypeError(f"chunk must be an integer, got {chunk!r}") from error
+        if count < 1 or isinstance(chunk, bool):
+            raise ValueError(f"chunk must be at least 1, got {chunk!r}")
+    if store is not None and not isinstance(store, (str, os.PathLike)):
+        raise TypeError(f"store must be a path, got {store!r}")
+    if overwrite and store is None:
+        raise ValueError("overwrite=True needs store=, the path of the store to replace")
+    if store is None and jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes each compute their own blocks: give store=, a path "
+            f"that all of them reach"
+        )
+
+
+def _check_key(key: Any, grid: Grid) -> None:
+    if key is None:
+        return
+    if not isinstance(key, jax.Array) or isinstance(key, jax.core.Tracer):
+        raise TypeError(f"key must be a key from jax.random.key(seed), got {key!r}")
+    is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not (is_typed and key.ndim == 0) and not (key.dtype == np.uint32 and key.ndim == 1):
+        raise TypeError(
+            f"key must be one key from jax.random.key(seed), got an array of shape {key.shape} and "
+            f"dtype {key.dtype}"
+        )
+    if grid.size > 2**32:
+        raise ValueError(f"fold_in numbers at most 2^32 runs, but the grid has {grid.describe()}")
+
+
+def _cut(
+    traced: Sequence[Traced],
+    grid: Grid,
+    spec: Spec,
+    key: jax.Array | None,
+    mesh: Mesh,
+    chunk: int | None,
+    store: str | os.PathLike[str] | None,
+) -> tuple[Block, list[Program | None]]:
+    """The block's shape over the swept dimensions, and the programs compiled to find it.
+
+    All processes must cut in the same way; the first one decides.
+    """
+    sizes = [dimension.size for dimension in grid.swept]
+    programs: list[Program | None] = [None] * len(traced)
+    if chunk is not None:
+        return block_shape(sizes, chunk), programs
+    if store is not None:
+        stored = stored_block(store)
+        if stored is not None and len(stored) == len(spec.dims):
+            return stored[len(grid.static) :], programs
+    block, compiled = fitted_block(traced, grid, key, mesh)
+    if jax.process_count() > 1:
+        agreed = _from_first(np.array(block, np.int64))
+        if agreed.tolist() != list(block):
+            return tuple(agreed.tolist()), programs
+    return block, list(compiled)
+
+
+def _open(
+    store: str | os.PathLike[str] | None, spec: Spec, *, resume: bool, overwrite: bool
+) -> Target:
+    """Where results go; of several processes, the first one creates the store."""
+    if store is None:
+        return MemoryTarget(spec)
+    if jax.process_count() == 1:
+        return open_store(store, spec, resume=resume, overwrite=overwrite)
+    if jax.process_index() == 0:
+        try:
+            target = open_store(store, spec, resume=resume, overwrite=overwrite)
+        except BaseException:
+            _from_first(np.array(False))
+            raise
+        _from_first(np.array(True))
+        return target
+    if not _from_first(np.array(False)):
+        raise RuntimeError(f"store: the first process could not open {os.fspath(store)!r}")
+    return open_store(store, spec)
+
+
+def _from_first(value: np.ndarray) -> np.ndarray:
+    """The first process's value, in all of them."""
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(value))
+
+
+def _wait_for_all(where: str) -> None:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(f"sweep {where}")
+
+
+def _execute(
+    traced: Sequence[Traced],
+    grid: Grid,
+    spec: Spec,
+    target: Target,
+    key: jax.Array | None,
+    mesh: Mesh,
+    programs: Sequence[Program | None],
+    *,
+    shown: bool,
+) -> None:
+    """Compute the missing blocks that are this process's, and write them as they come.
+
+    A thread fetches and writes a round of blocks while the devices compute the next ones.
+    """
+    missing = set(target.missing())
+    # Shared out by place in the whole grid: processes that start at different moments, and see
+    # different blocks missing, still never take the same one.
+    mine = [
+        block
+        for number, block in enumerate(spec.blocks())
+        if number % jax.process_count() == jax.process_index()
+    ]
+    todo = [block for block in mine if block in missing]
+    devices = mesh.devices.size
+    total, left = _runs(spec, mine), _runs(spec, todo)
+    pending: deque[Future[None]] = deque()
+    with (
+        progress_bar(total, total - left, shown=shown) as finished,
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep-writer") as writer,
+    ):
+
+        def write(blocks: Sequence[Block], outputs: Mapping[str, jax.Array]) -> None:
+            for block, arrays in zip(blocks, _on_host(spec, blocks, outputs), strict=True):
+                target.write(block, arrays)
+                finished(_runs(spec, [block]))
+
+        try:
+            for i, (combination, one) in enumerate(zip(grid.combinations(), traced, strict=True)):
+                own = [block for block in todo if block[: len(grid.static)] == combination]
+                if not own:
+                    continue
+                block = spec.block[len(grid.static) :]
+                program = programs[i] or compile_block(one, grid, block, key, mesh)
+                for start in range(0, len(own), devices):
+                    blocks = own[start : start + devices]
+                    inputs = _inputs(grid, spec, blocks, mesh)
+                    outputs = program.compiled(program.constants, key, *inputs)
+                    pending.append(writer.submit(write, blocks, outputs))
+                    if len(pending) > ROUNDS_IN_FLIGHT:
+                        pending.popleft().result()
+            while pending:
+                pending.popleft().result()
+        finally:
+            # After a failed write the blocks behind it are not written either.
+            for future in pending:
+                future.cancel()
+
+
+def _runs(spec: Spec, blocks: Sequence[Block]) -> int:
+    return sum(math.prod(s.stop - s.start for s in spec.region(block)) for block in blocks)
+
+
+def _inputs(
+    grid: Grid, spec: Spec, blocks: Sequence[Block], mesh: Mesh
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The first run's number and the axes' values of each block, one block a device.
+
+    Blocks cut at the end are filled up with their last value; devices left over repeat a block.
+    """
+    rounds = [*blocks, *[blocks[-1]] * (mesh.devices.size - len(blocks))]
+    split = NamedSharding(mesh, PartitionSpec("device"))
+    first = [
+        sum(s.start * stride for s, stride in zip(spec.region(b), grid.strides(), strict=True))
+        for b in rounds
+    ]
+    values = {}
+    for place, dimension in enumerate(grid.swept, start=len(grid.static)):
+        wanted = np.array([b[place] for b in rounds])[:, None] * spec.block[place]
+        index = np.minimum(wanted + np.arange(spec.block[place]), dimension.size - 1)
+        for axis in dimension.axes:
+            values[axis.name] = axis.values[index]
+    numbers = np.array([number % 2**32 for number in first], np.uint32)
+    return jax.device_put((numbers, values), split)
+
+
+def _on_host(
+    spec: Spec, blocks: Sequence[Block], outputs: Mapping[str, jax.Array]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Each block's arrays, without what filled it up."""
+    shards = {
+        name: sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        for name, array in outputs.items()
+    }
+    for device, block in enumerate(blocks):
+        cut = tuple(slice(s.stop - s.start) for s in spec.region(block))
+        yield {
+            name: np.asarray(pieces[device].data).reshape(spec.block + spec.outputs[name].shape)[
+                cut
+            ]
+            for name, pieces in shards.items()
+        }

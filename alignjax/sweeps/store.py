@@ -1,0 +1,447 @@
+"""A sweep on disk: a Zarr store in which every block is whole or absent.
+
+The folder is a Zarr group (format 3) that ``xarray.open_zarr(path)`` opens by itself:
+
+- each output and coordinate is an array; its Zarr chunks are the sweep's blocks, so that a block
+  has files of its own and processes that write different blocks share none;
+- ``complete`` is True for the runs that are finished. Other runs read as NaN in floats and complex
+  numbers and as 0 or False elsewhere, so ``data.where(data.complete)`` hides what is not there;
+- ``complete/manifest.json`` says whose results these are;
+- ``complete/records/`` has a file for each finished block with the checksums of its files.
+
+A block's files are written and flushed to disk, then its part of ``complete``, then its record, by
+renaming, which is atomic. Whatever moment a process dies at, a block without a record that matches
+its files is done again. A store appears under its name by a rename, too: several processes may
+create it at once, and one wins. A process killed before that leaves a folder
+``.NAME.creating-...`` beside it, which can be deleted; one killed while it overwrites a store may
+leave the old one as ``.NAME.replaced-...``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import threading
+import uuid
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from alignjax.sweeps.spec import Spec
+from alignjax.sweeps.store_manifest import (
+    COMPLETE,
+    MANIFEST,
+    Manifest,
+    check_same_sweep,
+    dump,
+    manifest,
+    read_manifest,
+)
+
+if TYPE_CHECKING:
+    import xarray
+    import zarr
+
+RECORDS = f"{COMPLETE}/records"
+Block = tuple[int, ...]
+# Filters of warnings belong to the process: threads that change them at once undo each other.
+_WARNING_FILTERS = threading.Lock()
+
+
+class StoreWriteError(OSError):
+    """A store could not be written: a full disk, no permission. Finished blocks are intact."""
+
+
+def open_store(
+    path: str | os.PathLike[str], spec: Spec, *, resume: bool = True, overwrite: bool = False
+) -> Store:
+    """Open the store of a sweep, or create it.
+
+    Several processes may call this at once with ``overwrite=False`` and ``resume=True``. Where a
+    store is to be replaced or must not exist yet, one process calls it with these arguments, and
+    the others after it without.
+
+    Args:
+        path: the store's folder. Its parent is where a new store is prepared.
+        spec: the layout, the coordinates and the fingerprint of the sweep.
+        resume: continue in a store of the same sweep; False refuses any that exists.
+        overwrite: replace a sweep store that exists, whatever it holds. Nothing else is removed:
+            a folder that is no sweep store, or has other files in it, is refused.
+
+    Raises:
+        FileExistsError: something is at ``path`` that may not be continued or replaced.
+        StoreMismatchError: the store holds another sweep; the message says what differs.
+        StoreWriteError: the store cannot be created.
+        TypeError: an output has a dtype that Zarr cannot store, or the fingerprint or an attribute
+            is nothing that JSON can hold.
+        ValueError: an output has a name that a store cannot give it, or the store's manifest is
+            damaged.
+        ImportError: zarr or xarray is missing.
+    """
+    _need_libraries()
+    given = manifest(spec)
+    _check_outputs(spec)
+    root = Path(path).resolve()
+    if _is_free(root) and _create(root, spec, given):
+        return Store(root, spec)
+    stored = read_manifest(root) if root.is_dir() else None
+    if stored is None:
+        raise FileExistsError(
+            errno.EEXIST, "store: what is here is no sweep store; nothing was changed", str(root)
+        )
+    if overwrite:
+        _replace(root, spec, stored, given)
+    elif not resume:
+        raise FileExistsError(
+            errno.EEXIST,
+            "store: a sweep store exists and resume is False; nothing was changed: "
+            "pass resume=True to continue it, overwrite=True to replace it",
+            str(root),
+        )
+    else:
+        check_same_sweep(root, stored, given)
+    return Store(root, spec)
+
+
+class Store:
+    """The blocks of one sweep in a Zarr store. Safe for threads and, block by block, processes."""
+
+    def __init__(self, root: Path, spec: Spec) -> None:
+        """Open the arrays of a store that exists."""
+        self.path = root
+        self._spec = spec
+        # An output without elements has no files. `complete` comes last: who reads True there
+        # finds the outputs in place.
+        filled = [name for name, output in spec.outputs.items() if 0 not in output.shape]
+        self._arrays = {name: _array(root, name) for name in (*filled, COMPLETE)}
+        self._leftovers: dict[Path, list[Path]] = {}
+
+    def missing(self) -> list[Block]:
+        """Indices of the blocks that are absent, or whose files do not match their record.
+
+        Every finished block is read. Processes that share a store share out the blocks by index,
+        not by place in this list, which changes as others write.
+
+        Raises:
+            StoreWriteError: blocks are missing and the store cannot be written.
+        """
+        # Looked for once: a listing for each block would be a cost quadratic in their number.
+        self._leftovers = {}
+        for partial in self.path.rglob("*.partial"):
+            whole = partial.with_name(partial.name.rsplit(".", 2)[0])
+            self._leftovers.setdefault(whole, []).append(partial)
+        blocks = list(self._spec.blocks())
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(self._is_whole, blocks))
+        missing = [block for block, is_whole in zip(blocks, found, strict=True) if not is_whole]
+        if missing and not os.access(self.path, os.W_OK | os.X_OK):
+            raise StoreWriteError(
+                errno.EACCES,
+                f"no permission to write, and {len(missing)} of {len(blocks)} blocks are missing",
+                str(self.path),
+            )
+        return missing
+
+    def write(self, block: Block, arrays: Mapping[str, np.ndarray]) -> None:
+        """Store one block; it is complete when this returns and absent if it raises.
+
+        Args:
+            block: its index.
+            arrays: every output; shape (the block's region, the output's own shape).
+
+        Raises:
+            ValueError: an array is missing or has another shape or dtype than the store's.
+            StoreWriteError: the block cannot be written (a full disk, no permission).
+        """
+        region = self._spec.region(block)
+        self._check(block, arrays)
+        finished = np.ones([part.stop - part.start for part in region], dtype=bool)
+        try:
+            self._withdraw(block)
+            checksums = {}
+            for name, array in self._arrays.items():
+                array[region] = finished if name == COMPLETE else arrays[name]
+                path = self._chunk(name, block)
+                checksums[path.relative_to(self.path).as_posix()] = _flushed_checksum(path)
+            _write_atomically(self._record(block), _record_text(block, checksums))
+        except OSError as error:
+            # What is left of the block only takes space; the error at hand is the one to tell.
+            with contextlib.suppress(OSError):
+                self._withdraw(block)
+            raise StoreWriteError(
+                error.errno,
+                f"{error.strerror or error}: block {block} of the sweep could not be written. "
+                f"The {self._finished()} finished blocks are intact: remove the cause and run the "
+                "same sweep again, it continues from there. The store is",
+                str(self.path),
+            ) from error
+
+    def dataset(self) -> xarray.Dataset:
+        """All results as xarray opens them, read when used; ``complete`` only if some are missing.
+
+        A finished sweep is the same data set with a store and without.
+        """
+        import xarray
+
+        data = xarray.open_zarr(str(self.path), chunks=None, consolidated=True)
+        for name, (_, values, _) in self._spec.coords.items():
+            if values.dtype.kind == "U":  # stored as text of any length
+                data = data.assign_coords({name: data[name].astype(values.dtype)})
+        return data.drop_vars(COMPLETE) if bool(data[COMPLETE].all()) else data
+
+    def _is_whole(self, block: Block) -> bool:
+        """Whether the block's record is exactly what its files say now."""
+        try:
+            record = self._record(block).read_text(encoding="utf-8")
+            paths = [self._chunk(name, block) for name in self._arrays]
+            checksums = {p.relative_to(self.path).as_posix(): _checksum(p) for p in paths}
+        # Absent files and a record cut in the middle of a letter are what is looked for here.
+        except (FileNotFoundError, UnicodeDecodeError):
+            return False
+        return record == _record_text(block, checksums)
+
+    def _withdraw(self, block: Block) -> None:
+        """Remove what there is of a block, leftovers of killed writers too; its record first."""
+        paths = [self._record(block), *(self._chunk(name, block) for name in self._arrays)]
+        for path in (paths[0], paths[-1], *paths[1:-1]):
+            for file in (path, *self._leftovers.pop(path, ())):
+                file.unlink(missing_ok=True)
+
+    def _check(self, block: Block, arrays: Mapping[str, np.ndarray]) -> None:
+        """Refuse arrays that are not the block's outputs."""
+        if set(arrays) != set(self._spec.outputs):
+            raise ValueError(f"arrays has {sorted(arrays)}, expected {sorted(self._spec.outputs)}")
+        cut = tuple(part.stop - part.start for part in self._spec.region(block))
+        for name, output in self._spec.outputs.items():
+            came, expected = arrays[name], (*cut, *output.shape)
+            if came.shape != expected or came.dtype != np.dtype(output.dtype):
+                raise ValueError(
+                    f"arrays[{name!r}] of block {block} has shape {came.shape} and dtype "
+                    f"{came.dtype}, expected {expected} and {output.dtype}"
+                )
+
+    def _chunk(self, name: str, block: Block) -> Path:
+        """The file that holds a block of one array."""
+        array = self._arrays[name]
+        index = (*block, *(0,) * (array.ndim - len(block)))
+        return self.path / name / array.metadata.encode_chunk_key(index)
+
+    def _record(self, block: Block) -> Path:
+        return self.path / RECORDS / ("-".join(["block", *map(str, block)]) + ".json")
+
+    def _finished(self) -> int:
+        """How many blocks have a record."""
+        return sum(1 for path in (self.path / RECORDS).glob("*.json"))
+
+
+def _array(root: Path, name: str) -> zarr.Array[Any]:
+    """An array that writes blocks of nothing but fill values too: what is absent is not done."""
+    import zarr
+
+    opened = zarr.open_array(str(root / name), mode="r+", zarr_format=3)
+    # Zarr's own setting belongs to the process, and other threads may change it.
+    return zarr.Array(
+        zarr.AsyncArray(
+            metadata=cast("Any", opened.metadata),  # told to be of format 3 or of format 2
+            store_path=opened.store_path,
+            config={"write_empty_chunks": True},
+        )
+    )
+
+
+def _need_libraries() -> None:
+    """Raise an ImportError that names the remedy."""
+    try:
+        import xarray  # noqa: F401
+        import zarr  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"store: {error}; storing a sweep needs pip install 'alignjax[sweeps]'"
+        ) from error
+
+
+def _check_outputs(spec: Spec) -> None:
+    """Refuse names and dtypes that a store cannot hold, before anything is written."""
+    for name, output in spec.outputs.items():
+        taken = name == COMPLETE or name in spec.coords or name in spec.dims
+        if taken or not name or "/" in name or name.startswith((".", "__")):
+            raise ValueError(
+                f"run returns an output named {name!r}; in a store an output cannot have the name "
+                f"of an axis or coordinate, be called {COMPLETE!r}, have a slash in its name or "
+                "begin with a dot or two underscores"
+            )
+        if np.dtype(output.dtype).kind not in "biufc":
+            raise TypeError(
+                f"output {name!r} has dtype {output.dtype}, which Zarr cannot store: "
+                "cast it in run (bfloat16 to float32, say)"
+            )
+
+
+def _is_free(root: Path) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    try:
+        return not any(root.iterdir())
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
+
+
+def _create(root: Path, spec: Spec, given: Manifest) -> bool:
+    """Make an empty store beside ``root`` and rename it; False if another process was faster."""
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        prepared = _prepare(root, spec, given)
+        try:
+            os.rename(prepared, root)
+        except OSError:
+            shutil.rmtree(prepared)
+            if read_manifest(root) is None:
+                raise
+            return False
+        _flush_folder(root.parent)
+    except OSError as error:
+        raise _creation_error(root, error) from error
+    return True
+
+
+def _replace(root: Path, spec: Spec, stored: Manifest, given: Manifest) -> None:
+    """Put an empty store in the place of one that exists, which goes last."""
+    known = {"zarr.json", COMPLETE, *stored["outputs"], *stored["coords"]}
+    foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in known)
+    if foreign:
+        raise FileExistsError(
+            errno.EEXIST,
+            f"store: overwrite=True would also remove {', '.join(foreign)}, which the sweep did "
+            "not write; nothing was changed",
+            str(root),
+        )
+    old = _beside(root, "replaced")
+    try:
+        prepared = _prepare(root, spec, given)
+        os.rename(root, old)
+        os.rename(prepared, root)
+        _flush_folder(root.parent)
+        shutil.rmtree(old)
+    except OSError as error:
+        raise _creation_error(root, error) from error
+
+
+def _prepare(root: Path, spec: Spec, given: Manifest) -> Path:
+    """An empty store on disk beside ``root``; nothing is left if it cannot be made."""
+    prepared = _beside(root, "creating")
+    try:
+        prepared.mkdir()
+        _write_empty(prepared, spec)
+        (prepared / RECORDS).mkdir()
+        (prepared / MANIFEST).write_text(dump(given), encoding="utf-8")
+        for path in [p for p in prepared.rglob("*") if p.is_file()]:
+            _flushed_checksum(path)
+    except BaseException:
+        shutil.rmtree(prepared, ignore_errors=True)
+        raise
+    return prepared
+
+
+def _beside(root: Path, why: str) -> Path:
+    """A new hidden name on the same file system."""
+    return root.with_name(f".{root.name}.{why}-{uuid.uuid4().hex[:12]}")
+
+
+def _creation_error(root: Path, error: OSError) -> StoreWriteError:
+    return StoreWriteError(
+        error.errno,
+        f"{error.strerror or error}: the sweep store could not be created; it is prepared in "
+        f"{root.parent}, which must be writable, and renamed to",
+        str(root),
+    )
+
+
+def _write_empty(root: Path, spec: Spec) -> None:
+    """A Zarr group with the coordinates' values and the outputs' metadata."""
+    import xarray
+    import zarr
+
+    coords: dict[str, Any] = {}
+    for name, (dims, values, attrs) in spec.coords.items():
+        values = np.asarray(values)
+        # NumPy's text of fixed width has no place in the Zarr specification; objects do.
+        stored = values.astype(object) if values.dtype.kind == "U" else values
+        coords[name] = (dims, stored, attrs)
+    dataset = xarray.Dataset(coords=coords, attrs=spec.attrs)
+    dataset.to_zarr(str(root), mode="w", zarr_format=3, consolidated=False)
+    group = zarr.open_group(str(root), mode="r+", zarr_format=3, use_consolidated=False)
+    for name, output in spec.outputs.items():
+        dtype = np.dtype(output.dtype)
+        group.create_array(
+            name,
+            shape=(*spec.shape, *output.shape),
+            chunks=(*spec.block, *(max(1, size) for size in output.shape)),
+            dtype=dtype,
+            fill_value=np.nan if dtype.kind in "fc" else dtype.type(0),
+            dimension_names=[*spec.dims, *output.dims],
+            attributes={} if output.units is None else {"units": output.units},
+        )
+    group.create_array(
+        COMPLETE,
+        shape=spec.shape,
+        chunks=spec.block,
+        dtype=bool,
+        fill_value=False,
+        dimension_names=list(spec.dims),
+        attributes={"long_name": "the run is finished; elsewhere stand fill values"},
+    )
+    with _WARNING_FILTERS, warnings.catch_warnings():
+        # Every reader that does not know of consolidated metadata does without.
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(str(root), zarr_format=3)
+
+
+def _record_text(block: Block, checksums: dict[str, str]) -> str:
+    return dump({"block": list(block), "checksums": checksums})
+
+
+def _checksum(path: Path) -> str:
+    """BLAKE2b of a file, 128 bits."""
+    with path.open("rb") as file:
+        return _digest(file)
+
+
+def _flushed_checksum(path: Path) -> str:
+    """The checksum of a file that has reached the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        return _digest(file)
+
+
+def _digest(file: Any) -> str:
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all, and stays after a power cut."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(path: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    if os.name == "nt":
+        return  # Windows opens no folders, and keeps its names in a journal
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

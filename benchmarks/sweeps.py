@@ -1,0 +1,92 @@
+"""What does a sweep cost beyond the bare ``jit(vmap(run))``, results labelled, and stored?"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import alignjax as aj
+from benchmarks.timing import Contender, Row, differences, race
+
+__all__ = ["BARE", "MEMORY", "STORE", "run"]
+
+BARE = "plain JAX: jit(vmap(run))"
+MEMORY = "alignjax: sweep"
+STORE = "alignjax: sweep into a store"
+NOTE = "tracing, compiling, running, and results on the host"
+
+
+def _training(steps: int) -> Any:
+    """A two-layer network of width 2 with one learning rate a layer."""
+    target = jnp.array([[1.0, 0.3], [0.2, 0.5]], jnp.float32)
+    problem = aj.factorization(target)
+    start = aj.initializers.gaussian(jax.random.key(0), (2, 2, 2), 0.5, dtype=jnp.float32)
+
+    def train(first: Any, second: Any) -> Mapping[str, Any]:
+        rates = jnp.stack([first, second])
+        trained = aj.gradient_descent(problem, start, rates, steps=steps)
+        return {"risk": trained.observations["risk"][-1], "status": trained.status}
+
+    return train
+
+
+def _contenders(side: tuple[int, int], steps: int, folder: Path) -> list[Contender]:
+    train = _training(steps)
+    # Rates that converge: elsewhere rounding decides who diverges, and answers do not compare.
+    first, second = (np.linspace(0.05, 1, n, dtype=np.float32) for n in side)
+    grid = [values.ravel() for values in np.meshgrid(first, second, indexing="ij")]
+
+    def bare() -> Any:
+        def one(first: Any, second: Any) -> Any:  # a new function, compiled anew as a sweep is
+            return train(first, second)
+
+        return _risk(jax.device_get(jax.jit(jax.vmap(one))(*grid)), side)
+
+    def sweep(**options: Any) -> Any:
+        axes = {"first": first, "second": second}
+        return _risk(aj.sweep(train, axes, progress=False, **options), side)
+
+    def stored() -> Any:
+        return sweep(store=folder / "store.zarr", overwrite=True)
+
+    start = time.perf_counter()
+    jax.jit(jax.vmap(train)).lower(*grid).compile()
+    note = f"{NOTE}; {time.perf_counter() - start:.2f} s of it tracing and compiling"
+    return [
+        Contender(BARE, bare, steps, note=note),
+        Contender(MEMORY, sweep, steps, note=NOTE),
+        Contender(STORE, stored, steps, note=f"{NOTE}, and on disk"),
+    ]
+
+
+def _risk(results: Any, side: tuple[int, int]) -> list[np.ndarray]:
+    return [np.asarray(results["risk"]).reshape(side)]
+
+
+def run(
+    *,
+    repeats: int,
+    side: tuple[int, int] = (400, 250),
+    steps: Sequence[int] = (400, 1600),
+) -> list[Row]:
+    """Time of whole calls, for short trainings and for long ones."""
+    rows: list[Row] = []
+    for count in steps:
+        with tempfile.TemporaryDirectory() as folder:
+            contenders = _contenders(side, count, Path(folder))
+            rows += race(
+                "sweeps",
+                f"{count:,} steps",
+                contenders,
+                runs=side[0] * side[1],
+                repeats=repeats,
+                differences=differences(contenders, tolerance=1e-4),
+            )
+    return rows
