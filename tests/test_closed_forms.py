@@ -105,6 +105,24 @@ def test_directions_without_input_stay_put_at_any_time():
             np.testing.assert_allclose(late[:, :3], best, atol=1e-12)
 
 
+@pytest.mark.parametrize("x64", [True, False])
+def test_descent_of_more_steps_than_integers_hold_is_right(x64):
+    """Powers of ``1 - eta lambda``, negative ones with the parity of the step."""
+    with jax.enable_x64(x64):
+        problem = aj.from_moments(jnp.eye(2), jnp.diag(jnp.array([2.0, 1.0])), 5.0)
+        zero, limit = jnp.zeros((2, 2)), np.diag([2.0, 1.0])
+        steps = np.array([1, 2**31, 2**33, 2**40])
+        share = -np.expm1(steps * np.log1p(-1e-9))
+        got = linear_descent(problem, zero, 1e-9, steps)
+        np.testing.assert_allclose(got, share[:, None, None] * limit, rtol=1e-6)
+        np.testing.assert_array_equal(linear_descent(problem, zero, 1e-9, 2**33), got[2])
+        # At a rate of 2 / lambda the error changes its sign in every step, for ever.
+        steps = np.array([2**24 + 1, 2**33, 2**33 + 1, 2**64 - 1], np.uint64)
+        odd = np.array([1, 0, 1, 1])[:, None, None]
+        got = linear_descent(problem, zero, 2.0, steps)
+        np.testing.assert_allclose(got, 2 * odd * limit, rtol=1e-6)
+
+
 def test_flow_composes_and_descent_composes():
     X, Y, start = data(20, 5, 3)
     problem = aj.regression(X, Y)
@@ -271,6 +289,23 @@ def test_no_time_overflows_and_no_derivative_is_lost_there(depth):
     np.testing.assert_allclose(tiny, [0.0, 0.0, 1.0, -1.0], atol=1e-13)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 6])
+def test_the_largest_times_of_all_are_no_exception(depth):
+    def late(*arguments):
+        return mode_flow(*arguments, depth=depth)
+
+    arguments = (1.7e308, 0.01, 1.0, 1.0)
+    assert late(*arguments) == pytest.approx(1.0, rel=1e-14)
+    slopes = jax.grad(late, (0, 1, 2, 3))(*arguments)
+    np.testing.assert_allclose(slopes, [0.0, 0.0, 1.0, -1.0], atol=1e-13)
+    assert late(1e308, 0.5, 0.0, 0.0) == 0.5
+    assert late(1.7e308, 0.01, 0.0, 1.0) == pytest.approx(0.0, abs=1e-150)
+
+
+def test_at_the_largest_times_a_mode_without_target_is_still_on_its_way():
+    assert mode_flow(1.7e308, 1.0, 0.0, 1e-300) == pytest.approx(1 / (1 + 3.4e8), rel=1e-14)
+
+
 @pytest.mark.parametrize("depth", [3, 4, 5, 9])
 def test_deep_mode_time_is_the_hypergeometric_form(depth):
     a, sigma, lam, start, product = 2 / depth - 1, 1.3, 0.6, 0.01, 1.7
@@ -377,8 +412,15 @@ def test_bad_arguments_are_refused_by_name():
         linear_descent(problem, start, 0.1, 1.5)
     with pytest.raises(ValueError, match="steps must increase"):
         linear_descent(problem, start, 0.1, [3, 1])
-    with pytest.raises(ValueError, match="learning_rate"):
+    with pytest.raises(ValueError, match=r"steps must increase, but steps\[0\] = 3"):
+        linear_descent(problem, start, 0.1, np.array([3, 1], np.uint64))
+    with pytest.raises(ValueError, match=r"steps must be a scalar or .* not empty, got shape \(0,"):
+        linear_descent(problem, start, 0.1, [])
+    with pytest.raises(ValueError, match=r"learning_rate must be finite and at least 0, got -0\.1"):
         linear_descent(problem, start, -0.1, 3)
+    for rate in ([0.1], [0.1, 0.2]):
+        with pytest.raises(ValueError, match=r"learning_rate must be a scalar, got .*jax\.vmap"):
+            linear_descent(problem, start, rate, 3)
     with pytest.raises(ValueError, match="start must be at least 0"):
         mode_flow(1.0, -0.1, 1.0, 1.0)
     with pytest.raises(ValueError, match="input must be at least 0"):

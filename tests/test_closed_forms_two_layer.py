@@ -98,6 +98,45 @@ def test_a_start_orthogonal_to_modes_never_learns_them():
     np.testing.assert_allclose(late, [s[1] * np.outer(U[:, 1], V[:, 1])] * 3, atol=1e-13)
 
 
+@pytest.mark.parametrize("tiny", [1e-8, 1e-15, 1e-100])
+def test_modes_that_start_at_any_scales_are_learned_where_singular_vectors_are_sparse(tiny):
+    times, start = np.array([0.0, 5.0, -np.log(tiny), 3e2]), np.array([0.3, tiny, 0.2])
+    s, hidden = np.array([2.0, 1.0, 0.5]), orthogonal(np.random.default_rng(0), 3)
+    for order in ([0, 1, 2], [1, 2, 0]):
+        syx = np.diag(s[order])
+        weights = hidden * start[order], start[order][:, None] * hidden.T
+        path = two_layer_flow(white(syx), weights, times).product
+        modes = aj.closed_forms.mode_flow(times[:, None], start[order] ** 2, s[order], 1.0)
+        np.testing.assert_allclose(path, modes[:, :, None] * np.eye(3), rtol=1e-11, atol=1e-14)
+
+
+def test_a_start_that_is_lost_beside_others_stays_nothing():
+    inner = np.array([[0.3, 0.0, 0.0], [0.0, 0.8e-100, 0.0], [0.0, 0.6e-100, 0.2]]).T
+    late = two_layer_flow(white(np.diag([2.0, 1.0, 0.5])), (inner.T, inner), [1e2, 3e2, 1e4])
+    np.testing.assert_allclose(late.product, [np.diag([2.0, 0.0, 0.5])] * 3, atol=1e-13)
+
+
+def test_derivatives_in_a_start_below_the_roundoff_of_others_are_those_of_its_mode():
+    problem, others = white(np.diag([2.0, 1.0])), jnp.array([0.3, 0.0])
+
+    def by_matrices(small):
+        layer = jnp.diag(others + jnp.array([0.0, small]))
+        return two_layer_flow(problem, (layer, layer), 36.0).product[1, 1]
+
+    slope = jax.grad(lambda small: aj.closed_forms.mode_flow(36.0, small**2, 1.0, 1.0))(1e-15)
+    np.testing.assert_allclose(jax.grad(by_matrices)(1e-15), slope, rtol=1e-12)
+
+
+def test_what_singular_vectors_mix_in_by_roundoff_is_never_learned():
+    rng = np.random.default_rng(0)
+    syx = np.zeros((3, 3))
+    syx[:2, :2] = orthogonal(rng, 2) @ np.diag([2.0, 1.5]) @ orthogonal(rng, 2)
+    syx[2, 2] = 1.0
+    start = np.diag([0.0, 0.0, 0.3])
+    late = two_layer_flow(white(syx), (start, start), [60.0, 1e6]).product
+    np.testing.assert_allclose(late, [np.diag([0.0, 0.0, 1.0])] * 2, atol=1e-14)
+
+
 def test_two_layer_flow_composes():
     widths = (3, 5, 2)
     problem = white(cross_moment(widths, "generic")[0], 1.5)
@@ -219,6 +258,14 @@ def test_aligned_two_layer_flow_solves_the_flow(rows):
             np.swapaxes(W_2[i], 0, 1) @ W_2[i], W_1[i] @ np.swapaxes(W_1[i], 0, 1), atol=1e-14
         )
     np.testing.assert_allclose(np.linalg.norm(W_2[0], 2), np.exp(-deltas.min()), rtol=1e-14)
+
+
+def test_aligned_two_layer_flow_holds_above_the_final_height_too():
+    sxx, syx, Q, certificate = aligned_case()
+    deltas = np.array([0.05, 0.01, 0.02])  # heights 0.8, 0.875 and 0
+    W_1, W_2 = aligned_two_layer_flow(certificate, Q, deltas, TIMES)
+    for i, (a, b) in enumerate(integrate(np.asarray(W_1[0]), np.asarray(W_2[0]), sxx, syx, TIMES)):
+        np.testing.assert_allclose(W_2[i] @ W_1[i], b @ a, atol=1e-10)
 
 
 def test_the_printed_theorem_fails_for_other_invertible_q():

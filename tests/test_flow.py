@@ -250,9 +250,8 @@ def test_the_derivative_of_a_stiff_run_is_right():
     def exact(scale):
         return aj.closed_forms.mode_flow(5.0, (scale * 0.01) ** 2, target[1], inputs[1])
 
-    scales = jnp.array([1.0, 2.0])
-    found, expected = (jax.vmap(jax.grad(f))(scales) for f in (last, exact))
-    assert float(jnp.abs(found / expected - 1).max()) < 1e-7
+    found, expected = (float(jax.grad(f)(1.0)) for f in (last, exact))
+    assert found == pytest.approx(expected, rel=1e-7)
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [("float64", 1e-300), ("float32", 1e-36)])

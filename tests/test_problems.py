@@ -294,3 +294,47 @@ def test_mixed_precisions_promote():
     weights = (network((3, 4), np.float32)[0], network((3, 4, 2))[1])
     assert aj.risk(problem, weights).dtype == np.float64
     assert {g.dtype for g in aj.gradient(problem, weights)} == {np.dtype(np.float64)}
+
+
+@pytest.mark.parametrize("width", [784, 1200])
+def test_what_is_no_moment_is_refused_for_wide_inputs_of_single_precision_too(width):
+    def problem(row, column, value):
+        moment = np.eye(width, dtype=np.float32)
+        moment[row, column] = value
+        return aj.from_moments(moment, np.zeros((1, width), np.float32), np.float32(1))
+
+    for lowest in (-1.0, -0.1, -1e-3):
+        with pytest.raises(ValueError, match=rf"semidefinite, but has .* {lowest:.3g}$"):
+            problem(0, 0, lowest)
+    for skew in (1.0, 0.1, 1e-4):
+        with pytest.raises(ValueError, match=r"^input_moment must be symmetric, but an entry"):
+            problem(0, 1, skew)
+    assert problem(0, 0, 0.0).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e30])
+def test_moments_of_any_scale_are_checked(scale):
+    scale = np.float32(scale)
+    cross = scale * np.eye(2, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"semidefinite, but has the eigenvalue -(5e|0.5)"):
+        aj.from_moments(scale * np.float32([[1, 0], [0, -0.5]]), cross, scale)
+    with pytest.raises(ValueError, match="must be symmetric"):
+        aj.from_moments(scale * np.float32([[1, 0.1], [0, 1]]), cross, scale)
+
+
+@pytest.mark.parametrize("kind", ["low rank", "constant", "doubled", "one direction"])
+def test_streamed_moments_of_single_precision_that_lack_ranks_are_accepted(kind):
+    rng = np.random.default_rng(0)
+    X = rng.random((600, 784)).astype(np.float32)
+    if kind == "low rank":
+        X = rng.standard_normal((600, 40)).astype(np.float32) @ X[:40]
+    elif kind == "constant":
+        X[:, ::3] = 0.7
+    elif kind == "doubled":
+        X[:, ::2] = X[:, 1::2]
+    else:
+        X = X[:1] * rng.random((600, 1)).astype(np.float32)
+    m = aj.accumulate((X[i : i + 50], X[i : i + 50, :2]) for i in range(0, 600, 50))
+    problem = aj.from_moments(m.input_moment, m.cross_moment, m.target_energy)
+    assert problem.input_width == 784
+    assert 0 <= aj.theory.sequential.isotropy_gap(m) < 1

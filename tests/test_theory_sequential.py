@@ -250,6 +250,51 @@ def test_autoencoding_and_whitened_inputs_have_no_commutation_gap():
     assert theory.isotropy_gap(aj.factorization(X)) < 1e-15
 
 
+@pytest.mark.parametrize("size", [100, 400])
+def test_many_modes_of_single_precision_keep_their_digits(size):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((2 * size, size)) * np.geomspace(1, 1e-2, size)
+    problem = aj.autoencoding(jnp.asarray(X, jnp.float32))
+    assert theory.commutation_gap(problem) < 1e-5
+    parts = theory.joint_decomposition(problem)
+    assert parts.epsilon < 1e-5 * parts.input_spectrum.max()
+    np.testing.assert_allclose(parts.V.T @ parts.V, np.eye(size), atol=1e-5)
+
+
+def test_many_ties_of_single_precision_are_all_resolved():
+    rng, pairs = np.random.default_rng(0), 40
+    V = orthogonal(0, 2 * pairs)
+    inputs = (V * rng.uniform(0.5, 1.5, 2 * pairs)) @ V.T
+    cross = V * np.repeat(np.linspace(2.0, 1.0, pairs), 2) @ V.T
+    symmetric = 0.5 * (inputs + inputs.T)
+    problem = aj.from_moments(*(np.float32(moment) for moment in (symmetric, cross, 1e4)))
+    assert problem.dtype == jnp.float32
+    parts = theory.joint_decomposition(problem)
+    # Pairs lie 1/39 apart, so that roundoff turns their directions by 40 eps and a bit.
+    assert parts.epsilon < 2e-4
+    assert theory.commutation_gap(problem) < 2e-4
+
+
+def test_the_gaps_do_not_depend_on_the_scale_of_the_moments():
+    inputs, cross = np.diag([1.0, 2.0]), np.array([[1.0, 0.3], [0.0, 1.0]])
+    for dtype, scales in ((np.float32, (1e-25, 1e30)), (np.float64, (1e-170, 1e160, 1e300))):
+        for function in (theory.isotropy_gap, theory.commutation_gap):
+            expected = function(moments(inputs, cross))
+            for scale in scales:
+                got = function(moments(dtype(scale) * inputs.astype(dtype), dtype(scale) * cross))
+                np.testing.assert_allclose(got, expected, rtol=4 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_isotropy_gap_has_derivatives_also_at_isotropic_inputs(norm):
+    def gap(size):
+        inputs = jnp.diag(jnp.array([1.0, 1.0, 1.0, 1.0 + size]))
+        return theory.isotropy_gap(aj.from_moments(inputs, jnp.eye(4), 9.0), norm=norm)
+
+    assert jax.grad(gap)(0.0) == 0.0
+    check_grads(gap, (0.5,), 1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6, eps=1e-6)
+
+
 def test_the_gaps_do_not_depend_on_the_axes_of_inputs_and_outputs():
     X, Y = data(9, 40, 6, 3)
     turned = aj.regression(3.0 * X @ orthogonal(0, 6), 0.1 * Y @ orthogonal(1, 3))
@@ -426,7 +471,7 @@ CASES = [
             "skew",
             moments(SKEW),
             ValueError,
-            r"^input_moment must be symmetric, but differs from its transpose by 0\.707",
+            r"^input_moment must be symmetric, but an entry differs from its mirror image by 0\.5",
         ),
         (
             "indefinite",
@@ -468,11 +513,26 @@ CALLS = [
     ("gap norm", lambda: theory.commutation_gap(PROBLEM, norm="2"), r"^norm must be .*'2'"),
     ("isotropy norm", lambda: theory.isotropy_gap(PROBLEM, norm=2), r"^norm must be one of fro"),
     (
+        "completion array",
+        lambda: theory.commutation_gap(PROBLEM, completion=np.array([1, 2])),
+        r"^completion must be 'thin' or 'full', got array",
+    ),
+    (
+        "norm array",
+        lambda: theory.isotropy_gap(PROBLEM, norm=np.array([1, 2])),
+        r"^norm must be one of fro",
+    ),
+    (
+        "ascending later",
+        lambda: theory.separates([[2.0, 1.0, 0.5], [2.0, 1.0, 1.5]], 0.1),
+        r"^target must descend .* target\[1, 1\] = 1 is followed by target\[1, 2\] = 1\.5",
+    ),
+    (
         "completion",
         lambda: theory.commutation_gap(PROBLEM, completion="square"),
         r"^completion must be 'thin' or 'full', got 'square'",
     ),
-    ("ascending", lambda: theory.separates([0.1, 1.0], 0.1), r"^target must descend.*target = 1"),
+    ("ascending", lambda: theory.separates([0.1, 1.0], 0.1), r"^target must .*\[0\] = 0\.1 is fo"),
     ("scalar", lambda: theory.separates(1.0, 0.1), r"^target must hold the modes"),
     ("rate", lambda: theory.printed_separates([1.0], -0.1), r"^learning_rate must be positive"),
     ("rank", lambda: theory.reduced_rank_regression(PROBLEM, -1), r"^rank must be at least 0.*-1"),

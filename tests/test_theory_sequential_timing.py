@@ -51,6 +51,26 @@ def test_the_measured_example_of_the_number_of_steps():
     assert path[80] < 1.0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_starts_close_to_their_height_or_far_below_any_keep_their_times(dtype):
+    one, tolerance = dtype(1), 32 * np.finfo(dtype).eps
+    near = theory.transition_times(one, one, dtype(1e-9))
+    np.testing.assert_allclose(near, 1e-9 + 0.5 * np.log(-np.expm1(-2e-9)), rtol=tolerance)
+    low = theory.transition_times(one, dtype(1e30), dtype(40.0))
+    expected = 40.0 + 0.5 * np.log(1e-30 - np.exp(-80.0))
+    np.testing.assert_allclose(low, expected, rtol=tolerance)
+
+
+def test_a_start_that_rounding_lifts_to_its_height_is_refused():
+    # 1.3 e^{2e-9} stays above 1.3 in float64 only.
+    delta = float(0.5 * np.log(1.3) + 1e-9)
+    assert theory.transition_times(1.0, 1.3, delta) == pytest.approx(-10.015, abs=1e-3)
+    with pytest.raises(
+        ValueError, match=r"^delta must be so large .* in float32 too, got .* 1\.3,"
+    ):
+        theory.transition_times(np.float32(1.0), 1.3, delta)
+
+
 def test_modes_without_target_or_height_are_never_learned():
     for exact in (True, False):
         assert theory.transition_times(0.0, 1.0, 3.0, exact=exact) == np.inf

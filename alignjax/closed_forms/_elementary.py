@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import factorial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,20 +29,43 @@ def as_times(times: Any) -> Array:
     return values
 
 
-def as_steps(steps: Any) -> Array:
+class Steps(NamedTuple):
+    """Numbers of steps as floats, which no dtype of integers bounds, and their parity.
+
+    Attributes:
+        number: the numbers, ``()`` or ``(T,)``, rounded to the dtype of the computation.
+        odd: whether each of them is odd, exactly.
+    """
+
+    number: Array
+    odd: Array
+
+    @property
+    def before(self) -> Steps:
+        """One step less, and 0 before 0."""
+        some = self.number > 0
+        return Steps(jnp.maximum(self.number - 1, 0), some & ~self.odd)
+
+
+def as_steps(steps: Any, dtype: Any) -> Steps:
     """Numbers of steps, a scalar or an increasing ``(T,)`` array of integers of at least 0.
 
     Raises:
         TypeError: if they are not integers.
-        ValueError: if they are negative or unordered, or have more than one dimension.
+        ValueError: if they are negative or unordered, or have another number of dimensions.
     """
     raw = as_raw(steps, "steps")
+    if raw.ndim > 1 or raw.size == 0:
+        raise ValueError(
+            f"steps must be a scalar or an array (T,) that is not empty, got shape "
+            f"{tuple(raw.shape)}"
+        )
     if not jnp.issubdtype(raw.dtype, np.integer):
         raise TypeError(f"steps must be integers, got {describe(steps)}")
-    if raw.ndim > 1 or raw.size == 0:
-        raise ValueError(f"steps must be a scalar or an array (T,), got shape {tuple(raw.shape)}")
     _check_order(raw, "steps")
-    return jnp.asarray(raw)
+    # On the host where possible: JAX would wrap 2^31 around where its integers have 32 bits.
+    counts = np.asarray(raw) if is_concrete(raw) else raw
+    return Steps(jnp.asarray(counts.astype(dtype)), jnp.asarray(counts % 2 == 1))
 
 
 def _check_order(raw: Any, name: str) -> None:
@@ -51,8 +74,9 @@ def _check_order(raw: Any, name: str) -> None:
     values = np.asarray(raw)
     if values.min() < 0:
         raise ValueError(f"{name} must be at least 0, got {values.min()}")
-    if values.ndim and not (np.diff(values) > 0).all():
-        at = int(np.argmin(np.diff(values)))
+    rises = values[1:] > values[:-1] if values.ndim else np.ones(1, bool)
+    if not rises.all():
+        at = int(np.argmin(rises))
         raise ValueError(
             f"{name} must increase, but {name}[{at}] = {values[at]} is followed by {values[at + 1]}"
         )

@@ -10,8 +10,9 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
-from alignjax._validation import as_learning_rate, as_real, describe
+from alignjax._validation import as_learning_rate, as_raw, as_real, describe
 from alignjax.closed_forms._elementary import (
+    Steps,
     as_moment_problem,
     as_steps,
     as_times,
@@ -80,7 +81,8 @@ def linear_descent(
         problem: a problem with the squared loss, described by its moments.
         start: ``W_0``, shape ``(k_d, k_0)``.
         learning_rate: a scalar, at least 0; may be traced.
-        steps: a scalar, or increasing integers ``(T,)``, at least 0; may be traced.
+        steps: a scalar, or increasing integers ``(T,)``, at least 0 and below 2^64; may be traced.
+            They may exceed JAX's integers, and enter powers rounded to the dtype of the weights.
 
     Returns:
         ``W_t``, shape ``(k_d, k_0)`` or ``(T, k_d, k_0)``, differentiable in start, learning rate
@@ -101,13 +103,16 @@ def linear_descent(
         >>> linear_descent(problem, jnp.zeros((1, 1)), 0.5, jnp.arange(4)).ravel().tolist()
         [0.0, 0.5, 0.75, 0.875]
     """
-    rate = as_learning_rate(learning_rate, 1)
-    if rate.ndim:
-        raise ValueError(f"learning_rate must be a scalar, got shape {tuple(rate.shape)}")
-    return _path(problem, start, rate, as_steps(steps), "linear_descent")
+    shape = as_raw(learning_rate, "learning_rate").shape
+    if shape:
+        raise ValueError(
+            f"learning_rate must be a scalar, got shape {tuple(shape)}; to run many rates at once "
+            f"use jax.vmap over this function"
+        )
+    return _path(problem, start, as_learning_rate(learning_rate, 1), steps, "linear_descent")
 
 
-def _path(problem: Any, start: Any, pace: Array, count: Array | None, function: str) -> Array:
+def _path(problem: Any, start: Any, pace: Array, steps: Any, function: str) -> Array:
     problem = as_moment_problem(problem, function)
     matrix = as_real(start, "start")
     wanted = (problem.output_width, problem.input_width)
@@ -120,20 +125,21 @@ def _path(problem: Any, start: Any, pace: Array, count: Array | None, function: 
     weights = (matrix.astype(dtype),)
     core, (inside,) = to_span(problem, weights)
     assert isinstance(core, MomentProblem)
-    scalar = (pace if count is None else count).ndim == 0
+    count = None if steps is None else as_steps(steps, dtype)
+    scalar = (pace if count is None else count.number).ndim == 0
     moved = _moved(
         inside,
         core.input_moment.astype(dtype),
         core.cross_moment.astype(dtype),
         (jnp.atleast_1d(pace) if count is None else pace).astype(dtype),
-        None if count is None else jnp.atleast_1d(count),
+        jax.tree.map(jnp.atleast_1d, count),
     )
     out = from_span(problem, weights, (moved,))[0]
     return out[0] if scalar else out
 
 
 @jax.custom_jvp
-def _moved(start: Array, moment: Array, cross: Array, pace: Array, count: Array | None) -> Array:
+def _moved(start: Array, moment: Array, cross: Array, pace: Array, count: Steps | None) -> Array:
     """``start f(moment) + cross g(moment)``, shape ``(T, k_d, m)``.
 
     ``pace`` holds the times ``(T,)`` of the flow, or the learning rate where ``count`` is given.
@@ -160,12 +166,12 @@ def _moved_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
         # One time after another, recomputed on the way back: (T, m, m) may not fit in memory.
         @jax.checkpoint
-        def through_moment(inputs: tuple[Array, Array | None]) -> Array:
+        def through_moment(inputs: tuple[Array, Steps | None]) -> Array:
             at, taken = inputs
             decays, totals = without_derivative(_slopes(spectrum, at, taken), _SECOND_ORDER)
             return matmul(own, decays * turned) + matmul(pull, totals * turned)
 
-        paces = pace if count is None else jnp.broadcast_to(pace, count.shape)
+        paces = pace if count is None else jnp.broadcast_to(pace, count.number.shape)
         tangent += lax.map(through_moment, (paces, count))
     return _moved(*primals), matmul(tangent, basis.T)
 
@@ -183,40 +189,40 @@ def _decompose(start: Array, moment: Array, cross: Array) -> tuple[Array, Array,
     return jnp.where(seen, spectrum, 0.0), basis, matmul(start, basis), pull
 
 
-def _factors(spectrum: Array, pace: Array, count: Array | None) -> tuple[Array, Array, Array]:
+def _factors(spectrum: Array, pace: Array, count: Steps | None) -> tuple[Array, Array, Array]:
     """``f``, ``g = (1 - f) / x`` and the derivative of ``g`` in ``pace``, each ``(T, m)``."""
     if count is None:
         exponent = -pace[:, None] * spectrum
         decay, time = jnp.exp(exponent), pace[:, None]
         speed, lost = decay, -jnp.expm1(exponent)
     else:
-        rate, steps = pace * spectrum, count[:, None]
-        decay, time = _power(rate, steps), pace * steps
-        speed = steps * _power(rate, jnp.maximum(steps - 1, 0))
+        rate, steps = pace * spectrum, Steps(count.number[:, None], count.odd[:, None])
+        decay, time = _power(rate, steps), pace * steps.number
+        speed = steps.number * _power(rate, steps.before)
         slow = rate < 1.0
         lost = jnp.where(
-            slow, -jnp.expm1(steps * jnp.log1p(-jnp.where(slow, rate, 0.0))), 1.0 - decay
+            slow, -jnp.expm1(steps.number * jnp.log1p(-jnp.where(slow, rate, 0.0))), 1.0 - decay
         )
     positive = spectrum > 0.0
     return decay, jnp.where(positive, lost / jnp.where(positive, spectrum, 1.0), time), speed
 
 
 @jax.custom_jvp
-def _power(x: Array, steps: Array) -> Array:
-    """``(1 - x)^steps`` for integers, without the roundoff of ``1 - x`` where ``x`` is small."""
+def _power(x: Array, steps: Steps) -> Array:
+    """``(1 - x)^steps``, without the roundoff of ``1 - x`` where ``x`` is small."""
     below, above = jnp.where(x < 1.0, x, 0.0), jnp.where(x > 1.0, x, 2.0)
     size = jnp.where(x < 1.0, jnp.log1p(-below), jnp.log(above - 1.0))
-    power = jnp.exp(steps * size) * jnp.where((x > 1.0) & (steps % 2 == 1), -1.0, 1.0)
-    return jnp.where(x == 1.0, jnp.where(steps == 0, 1.0, 0.0), power).astype(x.dtype)
+    power = jnp.exp(steps.number * size) * jnp.where((x > 1.0) & steps.odd, -1.0, 1.0)
+    return jnp.where(x == 1.0, jnp.where(steps.number == 0, 1.0, 0.0), power).astype(x.dtype)
 
 
 @_power.defjvp
 def _power_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     x, steps = primals
-    return _power(x, steps), -steps * _power(x, jnp.maximum(steps - 1, 0)) * tangents[0]
+    return _power(x, steps), -steps.number * _power(x, steps.before) * tangents[0]
 
 
-def _slopes(spectrum: Array, pace: Array, count: Array | None) -> tuple[Array, Array]:
+def _slopes(spectrum: Array, pace: Array, count: Steps | None) -> tuple[Array, Array]:
     """Divided differences ``f[a, b]`` and ``g[a, b]`` of all pairs of eigenvalues, ``(m, m)``.
 
     Where the eigenvalues tie these are the derivatives (Daleckii and Krein), so that no eigenvector
@@ -228,7 +234,7 @@ def _slopes(spectrum: Array, pace: Array, count: Array | None) -> tuple[Array, A
         time, share = pace, jnp.zeros_like(pace)
         decays = -jnp.exp(-time * low) * elapsed(high - low, time)
     else:
-        time, share = pace * count, 1.0 / jnp.maximum(count, 1).astype(pace.dtype)
+        time, share = pace * count.number, 1.0 / jnp.maximum(count.number, 1.0)
         decays = -pace * _power_slope(pace * low, pace * high, count)
     # b g[a, b] + g(a) = -f[a, b] for b = high, which cancels where b is small: there a series.
     total_low = jnp.where(
@@ -247,22 +253,22 @@ def _slopes(spectrum: Array, pace: Array, count: Array | None) -> tuple[Array, A
     return decays, jnp.where(late, direct, time**2 * series)
 
 
-def _total(spectrum: Array, pace: Array, count: Array | None) -> Array:
-    times = None if count is None else count[None]
+def _total(spectrum: Array, pace: Array, count: Steps | None) -> Array:
+    times = jax.tree.map(lambda part: part[None], count)
     return _factors(spectrum, pace[None] if count is None else pace, times)[1][0]
 
 
-def _power_slope(low: Array, high: Array, steps: Array) -> Array:
+def _power_slope(low: Array, high: Array, steps: Steps) -> Array:
     """``sum_{s < steps} x^s y^(steps - 1 - s)`` with ``x = 1 - low`` and ``y = 1 - high``."""
     x, y = 1.0 - low, 1.0 - high
     larger = jnp.maximum(jnp.abs(x), jnp.abs(y))
     same = (x * y > 0.0) & (high > low)
     gap = jnp.where(same, (high - low) / jnp.where(larger > 0.0, larger, 1.0), 0.5)
     # x^t - y^t = x^t (1 - (1 - gap)^t) where both have one sign.
-    shrunk = -jnp.expm1(steps * jnp.log1p(-gap)) / gap
+    shrunk = -jnp.expm1(steps.number * jnp.log1p(-gap)) / gap
     end = jnp.where(jnp.abs(x) >= jnp.abs(y), low, high)
-    near = _power(end, jnp.maximum(steps - 1, 0)) * shrunk
+    near = _power(end, steps.before) * shrunk
     apart = jnp.where(high > low, high - low, 1.0)
     far = (_power(low, steps) - _power(high, steps)) / apart
-    tied = steps * _power(low, jnp.maximum(steps - 1, 0))
+    tied = steps.number * _power(low, steps.before)
     return jnp.where(high > low, jnp.where(same, near, far), tied)

@@ -135,33 +135,34 @@ def _two_layers(t: Array, p: Array, sigma: Array, rate: Array) -> Array:
 
 
 def _two_layer_parts(t: Array, p: Array, sigma: Array, rate: Array) -> tuple[Array, Array, Array]:
-    """``e^{-2 sigma t}``, the denominator ``p_0 / p``, and ``phi_{2t}(sigma)``."""
-    left, spent = jnp.exp(-2.0 * sigma * t), elapsed(sigma, 2.0 * t)
-    return left, left + rate * p * spent, spent
+    """``e^{-2 sigma t}``, the denominator ``p_0 / p``, and half of ``phi_{2t}(sigma)``."""
+    # Never 2 t, which overflows for the largest times.
+    left, spent = jnp.exp(-2.0 * (sigma * t)), elapsed(2.0 * sigma, t)
+    return left, left + 2.0 * (rate * p * spent), spent
 
 
 @_two_layers.defjvp
 def _two_layers_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     # Quotients that stay within range: the plain derivative squares the denominator, which
-    # underflows from starts below 1e-154 on.
+    # underflows from starts below 1e-154 on, and multiplies times before they meet a decay.
     t, start, sigma, rate = primals
     dt, d_start, d_sigma, d_rate = tangents
     p = _two_layers(*primals)
     left, denominator, spent = _two_layer_parts(*primals)
     share = _ratio(left, denominator, 0.0)  # how much of p still depends on the start
-    x = 2.0 * sigma * t
+    x = 2.0 * (sigma * t)
     late = x > 1.0
-    # -d phi / d sigma = (2t)^2 phi_1(x), which is (1 - e^{-x} (1 + x)) / sigma^2 later on.
-    faded = jnp.minimum(x, 1e3)
+    # -d ln phi / d sigma = 2t phi_1(x) / phi_0(x), by phi_1 = (1 - e^{-x} (1 + x)) / x^2 later on.
+    faded, early = jnp.minimum(x, 1e3), jnp.where(late, 1.0, x)
     fading = jnp.where(
         late,
-        (1.0 - jnp.exp(-faded) * (1.0 + faded)) / jnp.where(late, sigma, 1.0) ** 2,
-        (2.0 * t) ** 2 * decay_integral(1, jnp.where(late, 1.0, x)),
+        0.5 * (1.0 - faded / jnp.expm1(jnp.where(late, faded, 1.0))) / jnp.where(late, sigma, 1.0),
+        t * (decay_integral(1, early) / decay_integral(0, early)),
     )
-    by_target = _ratio(rate * start * fading, denominator, 0.0) + 2.0 * t * share
+    by_target = (1.0 - share) * fading + t * share
     tangent = 2.0 * p * (sigma - rate * start) * share * dt
     tangent += _ratio(share, denominator, 0.0) * d_start
-    tangent += p * by_target * d_sigma - p**2 * spent * d_rate
+    tangent += 2.0 * (p * by_target * d_sigma - p * (p * spent) * d_rate)
     return p, tangent
 
 
@@ -236,8 +237,9 @@ def _deep_state_jvp(depth: int, primals: tuple, tangents: tuple) -> tuple:
     gap_ratio = _ratio(gap, sigma - rate * start, jnp.exp(-depth * sigma * safe ** (1.0 - a) * t))
     by_start = jnp.where(gap_ratio == 0.0, 0.0, (p / safe) ** (2.0 - a) * gap_ratio)
     by_start = jnp.where(start > 0.0, by_start, 1.0)
-    by_target = _ratio((2.0 - a) * t * speed + p - start * by_start, sigma, 0.0)
-    by_input = _ratio(start * by_start - p - (1.0 - a) * t * speed, rate, 0.0)
+    moved = t * speed  # before it meets a factor: the largest times leave no room
+    by_target = _ratio((2.0 - a) * moved + p - start * by_start, sigma, 0.0)
+    by_input = _ratio(start * by_start - p - (1.0 - a) * moved, rate, 0.0)
     # Where sigma or lambda vanishes, its scaling says nothing, and the integral is elementary.
     drive = depth * t * safe ** (2.0 - a)
     lost = -jnp.expm1(-(3.0 - a) / (2.0 - a) * jnp.log1p((2.0 - a) * rate * drive))

@@ -63,8 +63,10 @@ def aligned_two_layer_flow(
 
     ``W_1(t) = Q^T diag(sqrt(w)) V^T`` and ``W_2(t) = U diag(sqrt(w)) Q``, with
     ``w_i(t) = sigma_i / (lambda_i + (sigma_i e^{2 delta_i} - lambda_i) e^{-2 sigma_i t})`` from
-    ``w_i(0) = e^{-2 delta_i}``: :func:`mode_flow` of every mode. The ``r = min(m, k_0, k_d)`` modes
-    are those that both layers have; an entry of one layer alone would never move and is 0 here.
+    ``w_i(0) = e^{-2 delta_i}``: :func:`mode_flow` of every mode. The
+    ``r = min(m, k_0, k_d)`` modes are those that both layers have; an entry of one layer alone
+    would never move and is 0 here. A start above ``sigma_i / lambda_i`` is allowed: the theorem
+    begins below, but the formula holds above too, where a mode shrinks to that height.
 
     Args:
         certificate: of the problem, from ``alignjax.theory.alignment.certify``.
@@ -174,7 +176,11 @@ def two_layer_flow(
 
     Any rank, any width, and any time: the growing directions are orthogonalized by growth before
     they are scaled, so that nothing overflows where ``e^{Ft}`` does. What a start has of a growing
-    direction below roundoff counts as nothing, and stays nothing.
+    direction counts as nothing, and stays nothing, if it is below the roundoff of what it is read
+    from, ``10 (k_0 + k_d) eps`` of the entries that its singular vectors add up, and of weaker
+    modes that share its hidden direction. So modes may start at any scales where singular vectors
+    are sparse, as for diagonal data, and their hidden directions orthogonal. Otherwise one that
+    starts below the roundoff of the largest entries is lost.
 
     Args:
         problem: a problem with the squared loss whose inputs are white, ``Sigma_xx = c I``.
@@ -259,12 +265,22 @@ class _Modes(NamedTuple):
     rank: int
 
 
+def _noise(dtype: Any, size: int) -> float:
+    """The relative size below which a sum of ``size`` terms is roundoff."""
+    return 10 * size * float(jnp.finfo(dtype).eps)
+
+
 def _modes(cross: Array) -> _Modes:
     u, s, vt = jnp.linalg.svd(cross, full_matrices=True)
     outputs, inputs = cross.shape
     rank = min(cross.shape)
     # A singular value of roundoff is none: over a long time it would grow.
     s = jnp.where(s > jnp.finfo(cross.dtype).eps * max(cross.shape) * s[0], s, 0.0)
+    # So is an entry of a singular vector: what it mixes in would hide the start of a small mode.
+    u, vt = (
+        jnp.where(jnp.abs(side) > _noise(side.dtype, sum(cross.shape)), side, 0.0)
+        for side in (u, vt)
+    )
     v, half = vt.T, 0.5**0.5
     grow = jnp.concatenate([v[:, :rank], u[:, :rank]]) * half
     fade = jnp.concatenate([v[:, :rank], -u[:, :rank]]) * half
@@ -285,23 +301,33 @@ class _Ordered(NamedTuple):
 
 def _order(stacked: Array, modes: _Modes) -> _Ordered:
     B, rank = matmul(modes.S.T, stacked), modes.rank
-    noise = 10.0 * jnp.finfo(B.dtype).eps * B.shape[0] * jnp.linalg.norm(B)
+    # Row by row, by the terms of its sums: a small mode has less roundoff than a large one.
+    relative = _noise(B.dtype, B.shape[0])
+    terms = jnp.linalg.norm(matmul(jnp.abs(modes.S.T), jnp.abs(stacked)), axis=1)
+    noise = relative * terms[:, None]
 
     def add(i: Array, J: Array) -> Array:
         new = B[i]
         for _ in range(2):  # the second pass removes what roundoff left of the first
             new = new - matmul(J, matmul(J.T, new))
         size = jnp.linalg.norm(new)
-        real = size > noise
-        return J.at[:, i].set(jnp.where(real, new / jnp.where(real, size, 1.0), 0.0))
+        unit = new / jnp.where(size > 0.0, size, 1.0)
+        # Beside larger rows that share its direction, its own growth would drown in roundoff.
+        shared = jnp.where(jnp.arange(len(B)) > i, _beyond(matmul(B, unit), noise[:, 0]), 0.0)
+        real = (size > noise[i, 0]) & (size > relative * jnp.abs(shared).max())
+        return J.at[:, i].set(jnp.where(real, unit, 0.0))
 
     J = lax.fori_loop(0, rank, add, jnp.zeros((B.shape[1], rank), B.dtype))
     rest = jnp.eye(B.shape[1], dtype=B.dtype) - matmul(J, J.T)
     J = jnp.concatenate([J, rest], axis=1)
-    rows = matmul(B, J)
+    rows = _beyond(matmul(B, J), noise)
     return _Ordered(
         J, rows.at[:rank].set(jnp.tril(rows[:rank])), jnp.abs(J[:, :rank]).max(axis=0) > 0.0
     )
+
+
+def _beyond(values: Array, noise: Array) -> Array:
+    return jnp.where(jnp.abs(values) > noise, values, 0.0)
 
 
 class _Solved(NamedTuple):

@@ -64,13 +64,8 @@ def parse_records(
     Raises:
         DataCorruptedError: another length, or a label above 9.
     """
-    expected = RECORDS * RECORD_BYTES
-    if len(content) != expected:
-        more = "more than " if len(content) > expected else ""
-        raise DataCorruptedError(
-            f"{name} should hold {expected:,} bytes ({RECORDS:,} records of {RECORD_BYTES:,}), and "
-            f"holds {more}{min(len(content), expected):,}"
-        )
+    if len(content) != RECORDS * RECORD_BYTES:
+        raise _wrong_size(name, f"{len(content):,}")
     records = np.frombuffer(content, np.uint8).reshape(RECORDS, RECORD_BYTES)
     labels = records[:, 0]
     if labels.max() >= CLASSES:
@@ -81,10 +76,18 @@ def parse_records(
     return records[:, 1:].reshape(RECORDS, *SHAPE), labels
 
 
+def _wrong_size(name: str, found: str) -> DataCorruptedError:
+    return DataCorruptedError(
+        f"{name} should hold {RECORDS * RECORD_BYTES:,} bytes ({RECORDS:,} records of "
+        f"{RECORD_BYTES:,}), and holds {found}"
+    )
+
+
 def read_batch(path: Path) -> bytearray:
     """Read a batch file: plain, or packed as its suffix `.gz` or `.xz` says.
 
-    Reading stops one byte beyond a batch's length, whatever the file unpacks to.
+    What a file holds beyond a batch is counted and not kept, and counted to ten batches at most,
+    whatever the file unpacks to.
 
     Args:
         path: the file.
@@ -93,20 +96,24 @@ def read_batch(path: Path) -> bytearray:
         What it holds, unpacked.
 
     Raises:
-        DataCorruptedError: it does not unpack.
+        DataCorruptedError: it does not unpack, or holds more than a batch.
     """
-    limit = RECORDS * RECORD_BYTES + 1
+    size = RECORDS * RECORD_BYTES
+    limit = 10 * size
     opener, damages = _opener(path.suffix)
-    content = bytearray()
+    content, found = bytearray(), 0
     try:
         with opener(path) as file:
-            while chunk := file.read(min(1 << 20, limit - len(content))):
-                content += chunk
+            while found <= limit and (chunk := file.read(1 << 20)):
+                found += len(chunk)
+                content += chunk[: size - len(content)]
     except damages as error:
         raise DataCorruptedError(
-            f"{path} does not decompress: expected {limit - 1:,} bytes in it, found "
-            f"{len(content):,} before: {error}"
+            f"{path} does not decompress: expected {size:,} bytes in it, found {found:,} before: "
+            f"{error}"
         ) from error
+    if found > size:
+        raise _wrong_size(str(path), f"more than {limit:,}" if found > limit else f"{found:,}")
     return content
 
 
@@ -118,7 +125,11 @@ def _opener(suffix: str) -> tuple[Callable[[Path], IO[bytes]], tuple[type[Except
         # Some builds of Python lack it, and only this needs it.
         import lzma
 
-        return lzma.open, (EOFError, lzma.LZMAError)
+        # The older format that `lzma.open` also takes has no check of its header.
+        return (
+            lambda path: lzma.open(path, format=lzma.FORMAT_XZ),
+            (EOFError, lzma.LZMAError),
+        )
     return lambda path: open(path, "rb"), ()
 
 

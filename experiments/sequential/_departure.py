@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -56,22 +57,34 @@ def departure(
 ) -> Distances:
     """Distances in random bases, for pairs of a coupling's size and a start, at rescaled times."""
     bases = random_bases(key, len(target))
-
-    def run(epsilon: jax.Array, delta: jax.Array) -> tuple[aj.Trajectory, Distances]:
-        problem = problem_in(bases, target, inputs, epsilon * B)
-        times = delta * t
-        start = start_in(bases, delta)
-        flow = aj.gradient_flow(problem, start, times=times, observe=_keep, solver="explicit")
-        modes = mode_flow(times[:, None], jnp.exp(-2 * delta), target, inputs)
-        expected = closed_layers(bases, modes)
-        first, second = flow.observations
-        product = matmul(second, first) - matmul(expected[1], expected[0])
-        gaps = [norms(first - expected[0]), norms(second - expected[1])]
-        return flow, Distances(norms(product), jnp.maximum(*gaps))
-
-    flow, found = jax.vmap(run)(*jnp.broadcast_arrays(*map(jnp.asarray, (epsilons, deltas))))
+    pairs = jnp.broadcast_arrays(*map(jnp.asarray, (epsilons, deltas)))
+    flow, found = _departures(bases, target, inputs, B, t, *pairs)
     require_finished("perturbation", flow)
     return Distances(*map(np.asarray, found))
+
+
+# Compiled whole, since one by one its operations take longer to compile than to run.
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(None, None, None, None, None, 0, 0))
+def _departures(
+    bases: Bases,
+    target: jax.Array,
+    inputs: jax.Array,
+    B: jax.Array,
+    t: jax.Array,
+    epsilon: jax.Array,
+    delta: jax.Array,
+) -> tuple[aj.Trajectory, Distances]:
+    problem = problem_in(bases, target, inputs, epsilon * B)
+    times = delta * t
+    start = start_in(bases, delta)
+    flow = aj.gradient_flow(problem, start, times=times, observe=_keep, solver="explicit")
+    modes = mode_flow(times[:, None], jnp.exp(-2 * delta), target, inputs)
+    expected = closed_layers(bases, modes)
+    first, second = flow.observations
+    product = matmul(second, first) - matmul(expected[1], expected[0])
+    gaps = [norms(first - expected[0]), norms(second - expected[1])]
+    return flow, Distances(norms(product), jnp.maximum(*gaps))
 
 
 def tilting_rate(target: np.ndarray, inputs: np.ndarray) -> float:

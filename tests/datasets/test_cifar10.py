@@ -86,13 +86,15 @@ def test_only_the_official_checksums_earn_the_plain_name(folder, monkeypatch):
     [
         (RECORDS * RECORD_BYTES - 1, f"holds {RECORDS * RECORD_BYTES - 1:,}"),
         ((RECORDS - 1) * RECORD_BYTES, f"holds {(RECORDS - 1) * RECORD_BYTES:,}"),
-        (RECORDS * RECORD_BYTES + 1, f"holds more than {RECORDS * RECORD_BYTES:,}"),
+        (RECORDS * RECORD_BYTES + 1, f"holds {RECORDS * RECORD_BYTES + 1:,}"),
+        (10 * RECORDS * RECORD_BYTES, f"holds {10 * RECORDS * RECORD_BYTES:,}"),
+        (100 * RECORDS * RECORD_BYTES, f"holds more than {10 * RECORDS * RECORD_BYTES:,}"),
         (0, "holds 0"),
     ],
-    ids=["a byte short", "a record short", "a byte more", "empty"],
+    ids=["a byte short", "a record short", "a byte more", "ten batches", "a bomb", "empty"],
 )
 def test_another_length_is_refused_with_both_sizes(folder, suffix, size, found):
-    content = (batch(0).tobytes() + b"\0")[:size]
+    content = batch(0).tobytes().ljust(size, b"\0")[:size]
     (folder / f"test_batch.bin{suffix}").write_bytes(PACKERS[suffix](content))
     expected = f"should hold {RECORDS * RECORD_BYTES:,} bytes"
     with pytest.raises(datasets.DataCorruptedError, match=f"test_batch.bin.*{expected}.*{found}$"):
@@ -115,6 +117,36 @@ def test_a_packed_file_that_does_not_unpack_is_refused_by_name(folder, suffix, d
     with pytest.raises(datasets.DataCorruptedError, match=f"does not decompress: {expected}") as e:
         datasets.cifar10("test")
     assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_no_damage_ends_in_another_error(folder, suffix):
+    records = batch(0)
+    packed = PACKERS[suffix](records.tobytes())
+    path = folder / f"test_batch.bin{suffix}"
+    random = np.random.default_rng(0)
+    refused = []
+    for case in range(150):
+        content = bytearray(packed)
+        # Every third time at the beginning, where a packed file has its headers.
+        start = int(random.integers(24 if case % 3 == 0 else len(content)))
+        if case % 2:
+            content[start : start + 20] = random.bytes(len(content[start : start + 20]))
+        else:
+            del content[start : start + int(random.integers(1, len(content)))]
+        path.write_bytes(content)
+        try:
+            data = datasets.cifar10("test")
+        except datasets.DataCorruptedError as error:
+            refused.append(str(error))
+            continue
+        # Plain records have no checksum of their own, but another file never has the plain name.
+        assert data.name == UNOFFICIAL_NAME
+        assert data.labels.max() < 10
+        if suffix:
+            np.testing.assert_array_equal(data.images.reshape(RECORDS, -1), records[:, 1:])
+    assert len(refused) >= 70
+    assert all(str(path) in message for message in refused)
 
 
 def test_a_label_that_no_class_has_is_refused(folder):

@@ -1,6 +1,8 @@
 """ImageNet 64x64: files of its layout are streamed, and what does not fit it is named."""
 
+import errno
 import io
+import struct
 import sys
 import tracemalloc
 import zipfile
@@ -99,13 +101,14 @@ def test_without_a_data_folder_the_error_says_where_to_put_the_files(monkeypatch
         datasets.imagenet64("val")
 
 
-def npz(**entries):
+def npz(save=np.savez, **entries):
     stream = io.BytesIO()
-    np.savez(stream, **entries)
+    save(stream, **entries)
     return stream.getvalue()
 
 
 GOOD = part(3)
+HUGE = "{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,), }"
 
 
 def with_labels(value):
@@ -116,17 +119,32 @@ def with_data(data):
     return npz(data=data, labels=GOOD["labels"])
 
 
-def short_entry():
-    """An archive in order whose data end early."""
+def npy(array):
     stream = io.BytesIO()
-    np.lib.format.write_array(stream, GOOD["data"])
-    labels = io.BytesIO()
-    np.lib.format.write_array(labels, GOOD["labels"])
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("data.npy", stream.getvalue()[:-1000])
-        archive.writestr("labels.npy", labels.getvalue())
-    return packed.getvalue()
+    np.lib.format.write_array(stream, array)
+    return stream.getvalue()
+
+
+def archive(data=None, labels=None, method=zipfile.ZIP_STORED):
+    """An archive in order, whatever its entries are."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as packed:
+        packed.writestr("data.npy", npy(GOOD["data"]) if data is None else data)
+        packed.writestr("labels.npy", npy(GOOD["labels"]) if labels is None else labels)
+    return stream.getvalue()
+
+
+def header(text):
+    """An npy entry of seven images whose header says something else."""
+    padded = text.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(padded)) + padded + GOOD["data"].tobytes()
+
+
+def directory_with(content, offset, form, value):
+    """An archive whose first directory record has another value."""
+    changed = bytearray(content)
+    struct.pack_into(form, changed, content.index(b"PK\1\2") + offset, value)
+    return bytes(changed)
 
 
 def spoiled():
@@ -138,11 +156,23 @@ def spoiled():
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", r"\(0 bytes\) is damaged or cut short: BadZipFile"),
-        (b"a login page", r"\(12 bytes\) is damaged or cut short"),
-        (npz(**GOOD)[:-5000], r"\([0-9,]+ bytes\) is damaged or cut short: BadZipFile"),
-        (spoiled(), "damaged or cut short: BadZipFile.*CRC"),
-        (short_entry(), "should hold 86,016 bytes, and ends after 85,016"),
+        (b"", "cut short: expected a zip archive of at least 22 bytes, found 0 bytes: BadZip"),
+        (b"a login page", "of at least 22 bytes, found 12 bytes: BadZipFile"),
+        (npz(**GOOD)[:5000], r"of at least 86,[0-9]{3} bytes, found 5,000 bytes: BadZipFile"),
+        (npz(**GOOD)[:-1], f"at least {len(npz(**GOOD)):,} .* found {len(npz(**GOOD)) - 1:,} "),
+        (spoiled(), "'data' should hold 86,016 bytes, found [0-9,]+ before .*BadZipFile.*CRC"),
+        (archive(npy(GOOD["data"])[:-1000]), "should hold 86,016 bytes, and ends after 85,016"),
+        (archive(npy(GOOD["data"]) + b"\0"), "hold 86,016 bytes, and holds at least 86,017"),
+        (archive(labels=npy(GOOD["labels"])[:-8]), "'labels' .* 56 bytes, and ends after 48"),
+        (archive(labels=npy(GOOD["labels"]) + b"\0"), "'labels'.* 56 bytes.* at least 57"),
+        (archive(header("{'descr': '|u1', 'fortran_order")), "'data' should begin .* npy header"),
+        (archive(header("-" * 100 + "1")), "'data' should begin with an npy header: ValueError"),
+        (archive(header("-" * 9000 + "1")), "npy header: ValueError: .*nested too deeply"),
+        (archive(labels=header(HUGE)), "should hold 8,000,000,000,000 bytes, .* 86,016"),
+        (directory_with(archive(), 8, "<H", 1), "'data' should hold .* RuntimeError: .*encrypted"),
+        (directory_with(archive(), 10, "<H", 14), "'data' should begin .*: LZMAError"),
+        (directory_with(archive(), 10, "<H", 77), "'data' .*NotImplementedError"),
+        (directory_with(archive(), 42, "<I", 2**31), "'data' .* does not open: BadZipFile"),
         (npz(images=GOOD["data"]), "should hold 'data' and 'labels', and holds images"),
         (npz(labels=GOOD["labels"]), "should hold 'data' and 'labels', and holds labels"),
         (with_labels(0), r"'labels' should lie in 1\.\.1000, and lie in 0\.\."),
@@ -153,15 +183,27 @@ def spoiled():
         (with_data(np.asfortranarray(GOOD["data"])), "in Fortran order"),
         (npz(data=GOOD["data"], labels=GOOD["labels"] / 1), "integers of shape.*float64"),
         (npz(data=GOOD["data"], labels=GOOD["labels"][None]), r"shape \(n,\).*\(1, 7\)"),
-        (npz(data=GOOD["data"], labels=np.array([{}] * 7)), "damaged.*ValueError.*pickle"),
+        (npz(data=GOOD["data"], labels=np.array([{}] * 7)), "'labels' should be integers.*object"),
         (with_data(np.array([{}] * 7)), r"'data' should be uint8.*object"),
     ],
     ids=[
         "empty",
         "text",
         "cut off",
+        "a byte cut off",
         "spoiled",
         "an entry cut off",
+        "an entry too long",
+        "labels cut off",
+        "labels too long",
+        "a header cut off",
+        "a header of signs",
+        "a header of far too many signs",
+        "a header of far too many labels",
+        "encrypted",
+        "another packing",
+        "an unknown packing",
+        "an entry beyond the end",
         "no data",
         "only labels",
         "label 0",
@@ -182,6 +224,74 @@ def test_a_file_that_does_not_fit_is_refused_by_name(folder, content, complaint)
     with pytest.raises(datasets.DataCorruptedError, match=complaint) as error:
         list(datasets.imagenet64("val", size=3))
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_no_damage_passes_or_ends_in_another_error(folder, monkeypatch, save):
+    # 2 x 2 pixels: most bytes are headers, where damage does more than change a pixel.
+    monkeypatch.setattr(module, "SHAPE", (3, 2, 2))
+    monkeypatch.setattr(module, "ROW_BYTES", 12)
+    contents = part(4, pixels=12)
+    whole = npz(save, mean=np.zeros(12), **contents)
+    path = folder / "val_data.npz"
+    random = np.random.default_rng(0)
+    refused = []
+    for case in range(600):
+        path.write_bytes(damaged(whole, case, random))
+        try:
+            blocks = list(datasets.imagenet64("val", size=3))
+        except datasets.DataCorruptedError as error:
+            refused.append(str(error))
+            continue
+        # Only what nobody reads may differ: the mean, dates, the headers' copies.
+        images = np.concatenate([block.images.reshape(-1, 12) for block in blocks])
+        labels = np.concatenate([block.labels for block in blocks])
+        np.testing.assert_array_equal(images, contents["data"], err_msg=f"case {case}")
+        np.testing.assert_array_equal(labels + 1, contents["labels"], err_msg=f"case {case}")
+    assert len(refused) > 300
+    assert all(str(path) in message for message in refused)
+
+
+def damaged(content, case, random):
+    """A byte or a run of bytes changed, cut off, taken out, doubled, or behind a cut all zeros."""
+    start, length = int(random.integers(len(content))), int(random.integers(1, 40))
+    changed = bytearray(content)
+    match case % 6:
+        case 0:
+            changed[start] ^= 1 << int(random.integers(8))
+        case 1:
+            changed[start : start + length] = random.bytes(len(changed[start : start + length]))
+        case 2:
+            del changed[start:]
+        case 3:
+            del changed[start : start + length]
+        case 4:
+            changed[start:start] = changed[start : start + length]
+        case 5:
+            changed[start:] = bytes(len(changed) - start)
+    return bytes(changed)
+
+
+def test_what_the_consumer_throws_is_its_own(folder):
+    np.savez(folder / "val_data.npz", **GOOD)
+    blocks = datasets.imagenet64("val", size=3)
+    reader = module.read_npz(folder / "val_data.npz", 3)
+    assert len(next(blocks)) == len(next(reader)) == 3
+    with pytest.raises(ValueError, match="of the consumer"):
+        reader.throw(ValueError("of the consumer"))
+
+
+@pytest.mark.parametrize("trouble", [OSError(errno.EIO, "a dying disk"), MemoryError()])
+def test_the_machines_troubles_are_no_damage(folder, monkeypatch, trouble):
+    np.savez(folder / "val_data.npz", **GOOD)
+
+    def fail(self, count):
+        raise trouble
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", fail)
+    with pytest.raises(type(trouble)) as error:
+        list(datasets.imagenet64("val"))
+    assert error.value is trouble
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ the side of the inputs, is V as everywhere in this library.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -98,9 +99,9 @@ def joint_decomposition(problem: Any, *, completion: Completion = "full") -> Joi
 
 
 def _as_completion(completion: Any) -> Completion:
-    if completion not in ("thin", "full"):
+    if not isinstance(completion, str) or completion not in ("thin", "full"):
         raise ValueError(f"completion must be 'thin' or 'full', got {completion!r}")
-    return completion
+    return cast(Completion, completion)
 
 
 def _off_diagonal(matrix: Array) -> Array:
@@ -122,7 +123,7 @@ def _decompose(
     V = Vt.T
     padded = jnp.zeros(V.shape[1], sigma.dtype).at[: sigma.shape[0]].set(sigma)
     tie = padded[:-1] - padded[1:] <= moments.cutoff * padded[0]
-    cluster = jnp.concatenate([jnp.zeros(1), jnp.cumsum(~tie)]).astype(sigma.dtype)
+    cluster = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(~tie)])
     turn = _diagonalize_clusters(matmul(matmul(V.T, inputs), V), cluster)
     V = matmul(V, turn)
     # U turns with V, but not in directions that no target reaches.
@@ -134,13 +135,28 @@ def _decompose(
 
 
 def _diagonalize_clusters(matrix: Array, cluster: Array) -> Array:
-    """An orthogonal matrix that diagonalizes each diagonal block of a semidefinite matrix."""
-    blocks = jnp.where(cluster[:, None] == cluster, matrix, 0.0)
-    # Shifts by more than the norm keep the blocks' eigenvalues apart, in the order of the blocks.
-    bound = 1.5 * jnp.linalg.norm(blocks)
-    bound = jnp.where(bound > 0, bound, 1.0)
-    values = blocks - jnp.diag(bound * cluster)
-    return jnp.linalg.eigh(values)[1][:, ::-1]
+    """An orthogonal matrix that diagonalizes each diagonal block of a semidefinite matrix.
+
+    Blocks of one entry need no rotation. The others are scaled to norm 1 and shifted apart, so that
+    each is diagonalized to the roundoff of its own size times the number of such blocks.
+    """
+    size = matrix.shape[0]
+    mates = cluster[:, None] == cluster
+    blocks = jnp.where(mates, matrix, 0.0)
+    # The largest sum of a row bounds the norm, and no square underflows.
+    bound = jax.ops.segment_max(jnp.abs(blocks).sum(1), cluster, size)[cluster]
+    blocks = blocks / jnp.where(bound > 0, bound, 1.0)
+    several = jax.ops.segment_sum(jnp.ones_like(cluster), cluster, size) > 1
+    shift = jnp.where(several, jnp.cumsum(several) - 1, several.sum())[cluster]
+    order = jnp.argsort(shift, stable=True)
+    alone = ~several[cluster]
+    blocks = jnp.where(alone[:, None], 0.0, blocks) - 2.0 * jnp.diag(shift.astype(matrix.dtype))
+    turn = jnp.linalg.eigh(blocks[order][:, order])[1][:, ::-1]
+    turn = jnp.zeros_like(turn).at[order[:, None], order].set(turn)
+    turn = jnp.where(mates, turn, 0.0)
+    turn = jnp.where(alone, jnp.eye(size, dtype=turn.dtype), turn)
+    # One step of Newton's for the polar factor makes up for the roundoff that was set to 0.
+    return turn + 0.5 * matmul(turn, jnp.eye(size, dtype=turn.dtype) - matmul(turn.T, turn))
 
 
 def unperturbed(problem: MomentProblem) -> MomentProblem:
@@ -215,7 +231,7 @@ def commutation_gap(
         True
     """
     name, chosen = as_norm(norm), _as_completion(completion)
-    data = checked_moments(moments, "commutation_gap")
+    data = checked_moments(moments, "commutation_gap").of_unit_size()
     _, V, sigma, moved = _decompose(data, "thin", "commutation_gap")
     counted = sigma > 0
     B = _off_diagonal(jnp.where(counted[:, None] & counted, moved, 0.0))
@@ -240,7 +256,8 @@ def isotropy_gap(moments: Any, *, norm: Norm = "fro") -> Float[Array, ""]:
         norm: ``"fro"``, ``"spectral"`` or ``"nuclear"``.
 
     Returns:
-        The gap, in [0, 1]; in the Frobenius norm at most :func:`isotropy_bound`.
+        The gap, in [0, 1]; in the Frobenius norm at most :func:`isotropy_bound`. Differentiable;
+        at multiples of the identity, where it has a kink, the derivative is given as 0.
 
     Raises:
         TypeError: for other data.
@@ -255,7 +272,7 @@ def isotropy_gap(moments: Any, *, norm: Norm = "fro") -> Float[Array, ""]:
         0.0
     """
     name = as_norm(norm)
-    data = checked_moments(moments, "isotropy_gap")
+    data = checked_moments(moments, "isotropy_gap").of_unit_size()
     inside, width = data.input_moment, data.input_width
     size = {"fro": width**0.5, "spectral": 1.0, "nuclear": float(width)}[name]
     m = inside.shape[0]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array
 
 from alignjax._validation import as_real, describe, is_concrete
 from alignjax.problems import MomentProblem
+from alignjax.problems.least_squares import refuse_indefinite
 
 Norm = Literal["fro", "spectral", "nuclear"]
 
@@ -40,6 +42,13 @@ class CheckedMoments(NamedTuple):
     def input_width(self) -> int:
         """``k_0``."""
         return (self.input_moment if self.basis is None else self.basis).shape[0]
+
+    def of_unit_size(self) -> CheckedMoments:
+        """The same up to factors: both moments with a largest entry of 1, whose squares exist."""
+        return self._replace(
+            input_moment=_of_unit_size(self.input_moment),
+            cross_moment=_of_unit_size(self.cross_moment),
+        )
 
     @property
     def cutoff(self) -> float:
@@ -75,30 +84,15 @@ def checked_moments(value: Any, function: str) -> CheckedMoments:
     dtype = jnp.result_type(inputs, cross)
     inputs, cross = inputs.astype(dtype), cross.astype(dtype)
     if is_concrete(inputs):
-        _refuse_indefinite(inputs)
+        if not np.asarray(inputs).any():
+            raise ValueError("input_moment must not vanish, got zeros only")
+        refuse_indefinite(inputs)
     return CheckedMoments(inputs, cross, basis)
 
 
-def _refuse_indefinite(moment: Array) -> None:
-    # NumPy throughout: JAX would trace these constants where the caller is being traced.
-    matrix = np.asarray(moment)
-    scale = float(np.linalg.norm(matrix))
-    if scale == 0:
-        raise ValueError("input_moment must not vanish, got zeros only")
-    tolerance = 100 * len(matrix) * float(np.finfo(matrix.dtype).eps) * scale
-    skew = float(np.linalg.norm(matrix - matrix.T))
-    if skew > tolerance:
-        raise ValueError(
-            f"input_moment must be symmetric, but differs from its transpose by {skew:.3g}"
-        )
-    try:
-        # It exists if and only if no eigenvalue is below -tolerance, at a fraction of their cost.
-        np.linalg.cholesky(matrix + tolerance * np.eye(len(matrix), dtype=matrix.dtype))
-    except np.linalg.LinAlgError as error:
-        lowest = float(np.linalg.eigvalsh(matrix)[0])
-        raise ValueError(
-            f"input_moment must be positive semidefinite, but has the eigenvalue {lowest:.3g}"
-        ) from error
+def _of_unit_size(matrix: Array) -> Array:
+    size = lax.stop_gradient(jnp.abs(matrix).max())
+    return matrix / jnp.where(size > 0, size, 1.0)
 
 
 def as_norm(norm: Any) -> Norm:
@@ -107,14 +101,16 @@ def as_norm(norm: Any) -> Norm:
     Raises:
         ValueError: for another name.
     """
-    if norm not in get_args(Norm):
+    if not isinstance(norm, str) or norm not in get_args(Norm):
         raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm!r}")
-    return norm
+    return cast(Norm, norm)
 
 
 def symmetric_norm(matrix: Array, norm: Norm) -> Array:
     """The norm of a symmetric matrix, by its eigenvalues where entries do not tell."""
     if norm == "fro":
-        return jnp.linalg.norm(matrix)
+        squares = (matrix**2).sum()
+        positive = squares > 0  # the root's derivative at 0 is infinite
+        return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
     values = jnp.abs(jnp.linalg.eigvalsh(matrix))
     return values.max() if norm == "spectral" else values.sum()

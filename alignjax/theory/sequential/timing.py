@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from alignjax._validation import as_raw
+from alignjax._validation import as_raw, is_concrete
 from alignjax.closed_forms._elementwise import elementwise, on_host, refuse
 
 __all__ = [
@@ -67,7 +67,8 @@ def transition_times(
     sigma, lam, depth = elementwise(target=target, input=input, delta=delta)
     learned = sigma > 0
     safe = jnp.where(learned, sigma, 1.0)
-    return jnp.where(learned, _log_growth(safe, lam, depth, exact) / safe, jnp.inf)
+    times = jnp.where(learned, _log_growth(safe, lam, depth, exact) / safe, jnp.inf)
+    return _refuse_rounded(times, target=sigma, input=lam, delta=depth)
 
 
 def transition_steps(
@@ -119,7 +120,8 @@ def transition_steps(
     learned = sigma > 0
     safe = jnp.where(learned, sigma, 1.0)
     steps = _log_growth(safe, lam, depth, exact) / jnp.log1p(rate * safe)
-    return jnp.where(learned, steps, jnp.inf)
+    steps = jnp.where(learned, steps, jnp.inf)
+    return _refuse_rounded(steps, target=sigma, input=lam, delta=depth)
 
 
 def _log_growth(sigma: Array, lam: Array, delta: Array, exact: bool) -> Array:
@@ -128,8 +130,27 @@ def _log_growth(sigma: Array, lam: Array, delta: Array, exact: bool) -> Array:
         return delta + jnp.zeros_like(sigma * lam)
     has_height = lam > 0
     height = sigma / jnp.where(has_height, lam, 1.0)
+    # height - e^{-2 delta}, in which neither a small delta nor a small height may be lost
+    above = jnp.where(
+        height < 0.5, height - jnp.exp(-2 * delta), (height - 1) - jnp.expm1(-2 * delta)
+    )
     # A start above the height has no transition: NaN under a trace, refused where concrete.
-    return jnp.where(has_height, delta + 0.5 * jnp.log(height - jnp.exp(-2 * delta)), jnp.inf)
+    growth = delta + 0.5 * jnp.log(jnp.where(above > 0, above, jnp.nan))
+    return jnp.where(has_height, growth, jnp.inf)
+
+
+def _refuse_rounded(found: Array, *, target: Array, input: Array, delta: Array) -> Array:
+    """What was found, unless rounding has taken a start to its height or above."""
+    if is_concrete(found):
+        values = on_host(target=target, input=input, delta=delta)
+        assert values is not None
+        refuse(
+            np.isnan(found),
+            {name: np.broadcast_to(value, found.shape) for name, value in values.items()},
+            f"delta must be so large that the start e^(-2 delta) lies in (0, target / input) in "
+            f"{found.dtype} too",
+        )
+    return found
 
 
 def _refuse_start(target: Any, input: Any, delta: Any) -> None:
@@ -337,8 +358,15 @@ def _descending(target: Any, learning_rate: Any) -> tuple[Array, Array]:
         raise ValueError("target must hold the modes along its last axis, got a scalar")
     values = on_host(target=target)
     if values is not None:
-        rises = np.diff(values["target"], axis=-1, prepend=np.inf) > 0
-        refuse(rises, values, "target must descend along its last axis")
+        rises = np.argwhere(np.diff(values["target"], axis=-1) > 0)
+        if len(rises):
+            *before, at = map(int, rises[0])
+            here, there = (", ".join(map(str, (*before, i))) for i in (at, at + 1))
+            lower, upper = values["target"][tuple(before)][at : at + 2]
+            raise ValueError(
+                f"target must descend along its last axis, but target[{here}] = {lower:.6g} is "
+                f"followed by target[{there}] = {upper:.6g}"
+            )
     (rate,) = elementwise(learning_rate=learning_rate)
     sigma, rate = elementwise(target=target, learning_rate=rate[..., None])
     return sigma, rate
