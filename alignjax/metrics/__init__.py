@@ -16,8 +16,10 @@ from alignjax.metrics.hessian import sharpness
 from alignjax.metrics.shared_bases import alignment, chain_alignment, chance_alignment
 from alignjax.metrics.singular_values import balancedness, spectral_ratio
 from alignjax.metrics.singular_vectors import singular_vector_alignment
+from alignjax.metrics.tracking import SpectralTracker
 
 __all__ = [
+    "SpectralTracker",
     "alignment",
     "balancedness",
     "chain_alignment",

@@ -11,17 +11,35 @@ from alignjax.theory.margin.bounds import (
     support_spread,
 )
 from alignjax.theory.margin.maximum_margin import MaximumMargin, NotSeparableError, max_margin
+from alignjax.theory.margin.rates import (
+    LateTimes,
+    first_layer_growth,
+    late_times,
+    predicted_angle,
+    predicted_layer_norm,
+    predicted_log_risk,
+    predicted_norm,
+    predicted_ratio_exponent,
+)
 
 __all__ = [
+    "LateTimes",
     "MaximumMargin",
     "NotSeparableError",
     "alignment_bound",
     "balance_drift",
     "balancedness_constant",
+    "first_layer_growth",
     "first_layer_threshold",
+    "late_times",
     "max_margin",
     "neighbour_alignment",
     "norm_gap",
+    "predicted_angle",
+    "predicted_layer_norm",
+    "predicted_log_risk",
+    "predicted_norm",
+    "predicted_ratio_exponent",
     "smoothness",
     "support_spread",
 ]
