@@ -166,9 +166,7 @@ def digits_pair(context: Context) -> None:
         "Every pair of digits, decided.",
     )
     _claims_on_pairs(context, pairs, images.name)
-    rank = np.linalg.matrix_rank
-    spanned = bool(rank(X[found.support]) == rank(X))
-    _claims_on_networks(context, everything, found, flows, spanned, f"1e{last}")
+    _claims_on_networks(context, everything, found, flows, X[found.support], f"1e{last}")
     _draw(context, pairs, found, flows, times, images)
 
 
@@ -217,7 +215,7 @@ def _claims_on_networks(
     everything: MaximumMargin,
     found: MaximumMargin,
     flows: dict[int, Flow],
-    spanned: bool,
+    supports: np.ndarray,
     end: str,
 ) -> None:
     context.claim_close(
@@ -229,28 +227,10 @@ def _claims_on_networks(
         tolerance=1e-10,
     )
     gamma, direction = float(found.margin), found.direction
+    _, values, basis = np.linalg.svd(supports)
+    spanned = np.append(values, np.zeros(len(basis)))[: len(basis)] > 1e-10 * values[0]
     for depth, run in flows.items():
         angle = angles(run.product, direction)
-        statement = (
-            f"L = {depth}: where the support vectors span less than the images (against Assumption "
-            "3), what W_1 has outside of their span stands still, and the angle falls like "
-            "(gamma |w|)^(-1/L): exponent over the second half of the times"
-        )
-        if spanned:
-            context.not_measured(
-                f"exponent_{depth}", OURS, statement, reason="here they span all that the images do"
-            )
-        else:
-            half = slice(len(angle) // 2, None)
-            growth = np.log(np.linalg.norm(run.product[half], axis=1))
-            context.claim_close(
-                f"exponent_{depth}",
-                OURS,
-                statement,
-                predicted=-1 / depth,
-                measured=np.polyfit(growth, np.log(angle[half]), 1)[0],
-                tolerance=0.1,
-            )
         context.claim_above(
             f"margin_{depth}",
             f"{PAPER}, Theorem 2",
@@ -266,6 +246,31 @@ def _claims_on_networks(
             bound=0.3,
             measured=angle[-1] / angle[0],
         )
+        if depth == 1:
+            # one layer's angle falls like 1 / ln t, but samples beyond the support push for long
+            continue
+        statement = (
+            f"L = {depth}: where the support vectors span less than the images (against Assumption "
+            "3), what W_1 has outside of their span comes to rest, and the angle to that span "
+            "falls like |w|^(-1/L), so it does depend on the depth: exponent over the second half "
+            "of the times"
+        )
+        if spanned.all():
+            context.not_measured(
+                f"exponent_{depth}", OURS, statement, reason="here they span all that the images do"
+            )
+        else:
+            late = run.product[len(angle) // 2 :]
+            growth = np.log(np.linalg.norm(late, axis=1))
+            outside = np.log(np.linalg.norm(late @ basis[~spanned].T, axis=1)) - growth
+            context.claim_close(
+                f"exponent_{depth}",
+                OURS,
+                statement,
+                predicted=-1 / depth,
+                measured=np.polyfit(growth, outside, 1)[0],
+                tolerance=0.05,
+            )
 
 
 def _draw(

@@ -455,7 +455,7 @@ def _draw(
             panel.axvline(1, color="0.4", ls=":", lw=0.9)
             panel.set(xscale="log", xlabel="share of the bound", ylabel="share of networks below")
             panel.set(ylim=(0, 1.02))
-            panel.legend(loc="lower right" if panel is axes[1, 1] else "upper left")
+            panel.legend(loc="lower left" if panel is axes[1, 1] else "upper left")
 
 
 def _distribution(
