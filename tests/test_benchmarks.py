@@ -85,6 +85,6 @@ def test_an_unknown_name_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["nothing"])
     assert (
-        "NAME must be among moments, reduced, engine, structures, staircase, table_1, got nothing"
-        in capsys.readouterr().err
+        "NAME must be among moments, reduced, engine, structures, staircase, sweeps, table_1, "
+        "got nothing" in capsys.readouterr().err
     )

@@ -47,15 +47,14 @@ def test_sweeps_killed_at_random_moments_finish_bit_for_bit(tmp_path):
     assert outcome.stores_compared >= 1
 
 
-def sweep_under(prefix, store, **options):
-    """The sweep under another command or with limits; its exit code and what it complained of."""
+def sweep_under(prefix, store):
+    """The sweep under another command; its exit code and what it complained of."""
     run = subprocess.run(
         [*prefix, sys.executable, "-m", "tests.sweep_to_kill", str(store), "--width", str(WIDTH)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        **options,
     )
     return run.returncode, run.stderr
 
@@ -88,12 +87,14 @@ def test_a_full_disk_is_told_and_the_finished_blocks_are_intact(tmp_path, undist
 
 
 def test_a_limit_on_the_size_of_files_is_told_and_lifted(tmp_path, undisturbed):
-    resource = pytest.importorskip("resource")
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-
-    code, errors = sweep_under([], tmp_path / "store", preexec_fn=limit)
+    pytest.importorskip("resource")
+    # The child limits itself: a function between fork and exec would fork a process with threads.
+    limited = (
+        "import os, resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    code, errors = sweep_under([sys.executable, "-c", limited], tmp_path / "store")
     assert code == 1
     assert "File too large: block" in errors.splitlines()[-1]
     assert "The 0 finished blocks are intact" in errors
