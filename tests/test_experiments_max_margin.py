@@ -1,7 +1,5 @@
 """The experiments on maximum margin: each runs at quick scale and finds what is known."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +10,8 @@ pytest.importorskip("matplotlib")
 import alignjax as aj
 from alignjax import datasets
 from alignjax.theory.margin import max_margin
-from experiments import style
-from experiments.context import Context
 from experiments.max_margin import _separable, ball_and_margin, digits_pair, extreme_times, lemmas
+from tests.audits import audit, refuted
 
 REFUTED = {
     "figure_1": set(),
@@ -35,18 +32,7 @@ REFUTED = {
 @pytest.mark.parametrize("name", REFUTED)
 def test_claims_come_out_as_known_and_everything_is_written(name, tmp_path):
     pytest.importorskip("sklearn" if name == "digits_pair" else "scipy")
-    module = importlib.import_module(f"experiments.max_margin.{name}")
-    context = Context(f"max_margin/{name}", scale="quick", folder=tmp_path)
-    with style.paper():
-        getattr(module, name)(context)
-    assert not [claim for claim in context.claims if claim.surprising]
-    assert {claim.id for claim in context.claims if claim.verdict == "refuted"} == REFUTED[name]
-    assert context.figures
-    for figure in context.figures:
-        assert (tmp_path / f"{figure.name}.png").stat().st_size > 10_000
-        assert (tmp_path / f"{figure.name}.pdf").exists()
-    assert context.tables
-    assert all((tmp_path / f"{table.name}.csv").exists() for table in context.tables)
+    assert refuted(audit(f"max_margin/{name}", tmp_path)) == REFUTED[name]
 
 
 def test_data_are_in_general_position_and_starts_satisfy_assumption_2():

@@ -1,16 +1,13 @@
 """The audits of sequential learning: each runs at quick scale and finds what is known."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import alignjax as aj
-from experiments import style
-from experiments.context import Context
 from experiments.sequential import _departure, _mode_descent, _modes, corollary_2, theorem_2
+from tests.audits import audit, refuted
 
 EXPERIMENTS = {
     "theorem_2": {"half_height_printed", "order", "at_transition_1"},
@@ -39,19 +36,7 @@ EXPERIMENTS = {
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_claims_come_out_as_known_and_everything_is_written(name, tmp_path):
-    module = importlib.import_module(f"experiments.sequential.{name}")
-    context = Context(f"sequential/{name}", scale="quick", folder=tmp_path)
-    with style.paper():
-        getattr(module, name)(context)
-    assert not [claim for claim in context.claims if claim.surprising]
-    refuted = {claim.id for claim in context.claims if claim.verdict == "refuted"}
-    assert refuted == EXPERIMENTS[name]
-    for figure in context.figures:
-        assert (tmp_path / f"{figure.name}.png").stat().st_size > 10_000
-        assert (tmp_path / f"{figure.name}.pdf").exists()
-    assert context.figures
-    assert all((tmp_path / f"{table.name}.csv").exists() for table in context.tables)
-    assert context.tables
+    assert refuted(audit(f"sequential/{name}", tmp_path)) == EXPERIMENTS[name]
 
 
 def test_problems_and_starts_are_what_their_bases_say():

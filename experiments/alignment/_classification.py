@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ from alignjax import datasets
 from alignjax.linalg import matmul
 from alignjax.problems import Problem
 from experiments.context import Context
+from experiments.images import training_digits
 
 CLASSES = 10
 LEARNING_RATE = 1e-2
@@ -75,10 +75,7 @@ def prepare(context: Context, loss: Loss) -> Setting:
     """The first training images, the loss on them, and the start."""
     count = context.pick(quick=64, standard=256, full=256)
     hidden = context.pick(quick=(64, 32), standard=(1024, 64), full=(1024, 64))
-    with warnings.catch_warnings():
-        # the note below says it on every figure and table
-        warnings.simplefilter("ignore", datasets.SubstituteDataWarning)
-        images = datasets.mnist_or_digits("train")[:count]
+    images = training_digits()[:count]
     X, labels = datasets.flatten(images), images.labels.astype(int)
     widths = (X.shape[1], *hidden, CLASSES)
     source = "" if images.name == "MNIST" else f"{images.name} stand in for MNIST. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -17,6 +16,7 @@ import alignjax as aj
 from alignjax import datasets
 from alignjax.linalg import matmul, traceless
 from alignjax.structures import Conv2d, Structure
+from experiments.images import training_digits
 
 Coefficients = tuple[jax.Array, ...]
 
@@ -56,10 +56,7 @@ def image_rows(count: int, *, shrink: int) -> tuple[np.ndarray, str]:
         count: how many images.
         shrink: side of the blocks of pixels that are averaged where the images are MNIST's.
     """
-    with warnings.catch_warnings():
-        # the note says it on every figure and table
-        warnings.simplefilter("ignore", datasets.SubstituteDataWarning)
-        images = datasets.mnist_or_digits("train")[:count]
+    images = training_digits()[:count]
     rows = datasets.flatten(images)
     if images.name == "MNIST":
         return block_means(rows, shrink), "MNIST"

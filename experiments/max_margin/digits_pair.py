@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -12,8 +11,9 @@ import numpy as np
 import alignjax as aj
 from alignjax import datasets
 from alignjax.datasets import Images
-from alignjax.theory.margin import MaximumMargin, NotSeparableError, max_margin
+from alignjax.theory.margin import MaximumMargin, NotSeparableError, UndecidedError, max_margin
 from experiments.context import Context
+from experiments.images import training_digits
 from experiments.max_margin._separable import OURS, PAPER, angles, start, widths
 from experiments.registry import experiment
 from experiments.sequential._modes import require_finished
@@ -58,21 +58,13 @@ def decide(images: Images, first: int, second: int) -> Pair:
     except NotSeparableError as error:
         count = int((error.combination > 0).sum())
         return Pair(first, second, 0.0, count, error.residual)
-    except ValueError as error:
-        if "does not decide" not in str(error):
-            raise
+    except UndecidedError:
         return Pair(first, second, np.nan, 0, np.nan)
     return Pair(first, second, float(found.margin), len(found.support), found.gap)
 
 
 def _images(context: Context) -> Images:
-    if context.scale == "quick":
-        images = datasets.digits("train")
-    else:
-        with warnings.catch_warnings():
-            # the note says it on every figure and table
-            warnings.simplefilter("ignore", datasets.SubstituteDataWarning)
-            images = datasets.mnist_or_digits("train")
+    images = datasets.digits("train") if context.scale == "quick" else training_digits()
     return images[: context.pick(quick=600, standard=len(images), full=len(images))]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from alignjax.theory.sequential import (
 )
 from experiments.alignment._structured import block_means
 from experiments.context import Context
+from experiments.images import training_digits
 from experiments.registry import experiment
 from experiments.sequential._autoencoder import PAPER
 from experiments.sequential._departure import (
@@ -87,13 +87,7 @@ class Real(NamedTuple):
 
 def pooled_images(context: Context) -> MomentProblem:
     """Regression of classes on images reduced to block means; states which images they are."""
-    if context.scale == "quick":
-        images = datasets.digits("train")
-    else:
-        with warnings.catch_warnings():
-            # the note says it on every figure and table
-            warnings.simplefilter("ignore", datasets.SubstituteDataWarning)
-            images = datasets.mnist_or_digits("train")
+    images = datasets.digits("train") if context.scale == "quick" else training_digits()
     side = 4 if images.name == "MNIST" else 2
     rows = block_means(datasets.flatten(images, mean=0, std=1), side)
     context.note(

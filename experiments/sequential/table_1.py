@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ import alignjax as aj
 from alignjax import datasets
 from alignjax.theory.sequential import commutation_gap, isotropy_bound, isotropy_gap
 from experiments.context import Context
+from experiments.images import training_digits
 from experiments.registry import experiment
 from experiments.style import COLORS
 
@@ -163,10 +163,7 @@ def accumulate(context: Context, row: str, images: datasets.Images) -> Measured:
 
 
 def _mnist(context: Context) -> Measured:
-    with warnings.catch_warnings():
-        # the note says it on the figure and the tables
-        warnings.simplefilter("ignore", datasets.SubstituteDataWarning)
-        images = datasets.mnist_or_digits("train")
+    images = training_digits()
     return accumulate(context, "MNIST", images)
 
 

@@ -10,7 +10,12 @@ from alignjax.theory.margin.bounds import (
     norm_gap,
     support_spread,
 )
-from alignjax.theory.margin.maximum_margin import MaximumMargin, NotSeparableError, max_margin
+from alignjax.theory.margin.maximum_margin import (
+    MaximumMargin,
+    NotSeparableError,
+    UndecidedError,
+    max_margin,
+)
 from alignjax.theory.margin.rates import (
     LateTimes,
     first_layer_growth,
@@ -26,6 +31,7 @@ __all__ = [
     "LateTimes",
     "MaximumMargin",
     "NotSeparableError",
+    "UndecidedError",
     "alignment_bound",
     "balance_drift",
     "balancedness_constant",

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Shaped
 
 from alignjax._validation import as_raw, as_real, require_concrete
 
-__all__ = ["MaximumMargin", "NotSeparableError", "max_margin"]
+__all__ = ["MaximumMargin", "NotSeparableError", "UndecidedError", "max_margin"]
 
 Host = np.ndarray
 
@@ -42,6 +42,10 @@ class NotSeparableError(ValueError):
             f"convex combination of y_i x_i that is 0 (norm {residual:.1e}); see the error's "
             f"combination. A constant input, 1 for every sample, adds an offset"
         )
+
+
+class UndecidedError(ValueError):
+    """The data are so near the limit of separability that float64 does not decide."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ def max_margin(X: Float[Array, "n k_0"], labels: Shaped[Array, " n"]) -> Maximum
     Raises:
         NotSeparableError: if no direction classifies every sample, with the certificate.
         TypeError: if anything is traced or no real number.
-        ValueError: for labels other than -1 and +1, shapes that do not match, or data so near the
-            limit of separability that float64 does not decide.
+        UndecidedError: if the data are so near the limit that float64 does not decide.
+        ValueError: for labels other than -1 and +1, or shapes that do not match.
 
     Source: Ji & Telgarsky 2019, section 1.2; the method is Lawson and Hanson's.
 
@@ -114,7 +118,7 @@ def max_margin(X: Float[Array, "n k_0"], labels: Shaped[Array, " n"]) -> Maximum
         residual = float(np.linalg.norm(combination @ z))
         if residual <= _TOLERANCE:
             raise NotSeparableError(combination, residual * scale * length)
-        raise ValueError(
+        raise UndecidedError(
             f"labels are separable by less than {residual * scale * length:.1e}, if at all, for "
             f"inputs as long as {scale * length:.3g}: float64 does not decide"
         )
