@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "datasets": set(),
 }
 ALONE = {"sweeps", "datasets"}
-ANYTHING = {"", "cli"}  # the public surface and the command line
+ANYTHING = {"", "cli"}  # the public surface and the command line, by their first name
 NEVER = {"experiments", "tests", "benchmarks"}
 
 
@@ -99,7 +99,7 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
         top, _, target = name.partition(".")
         if top in NEVER:
             bad.append(f"{module or 'alignjax'} imports {name}: the package never looks back")
-        if top != "alignjax" or module in ANYTHING:
+        if top != "alignjax" or module.split(".")[0] in ANYTHING:
             continue
         rule = rule_of(module)
         allowed = {rule} | MAY_IMPORT[rule]
@@ -115,7 +115,7 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_every_module_has_a_rule_and_keeps_it(module):
-    if module not in ANYTHING:
+    if module.split(".")[0] not in ANYTHING:
         assert rule_of(module), f"{module} is new: give it a line in MAY_IMPORT"
     path = MODULES[module]
     assert not violations(
@@ -140,6 +140,7 @@ def test_every_module_has_a_rule_and_keeps_it(module):
         ("linalg", "from alignjax import losses"),
         ("datasets.mnist", "from alignjax._validation import check"),
         ("sweeps", "from alignjax import datasets"),
+        ("sweeps", "from alignjax.cli import errors"),
         ("cli", "import experiments"),
         ("metrics", "from tests.conftest import data_dir"),
     ],
@@ -161,6 +162,7 @@ def test_the_checker_sees_a_forbidden_import(module, source, monkeypatch):
         ("metrics", "from alignjax._validation import check\nimport numpy as np"),
         ("datasets.mnist", "from alignjax.datasets.files import obtain"),
         ("cli", "import alignjax as aj"),
+        ("cli.runs", "from alignjax.sweeps import forecast"),
     ],
 )
 def test_the_checker_lets_an_allowed_import_pass(module, source, monkeypatch):

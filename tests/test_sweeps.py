@@ -3,6 +3,8 @@
 import functools
 import inspect
 import json
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 
 import alignjax as aj
 from alignjax.sweeps import plan
+from alignjax.sweeps.dataset import MemoryTarget
 from alignjax.sweeps.plan import block_shape
+from alignjax.sweeps.spec import Output, Spec
 from benchmarks import sweeps as benchmark
 
 sweep = functools.partial(aj.sweep, progress=False)
@@ -50,6 +54,19 @@ def test_outputs_keep_their_dtypes():
     data = sweep(run, {"x": np.arange(3, dtype=np.int32)})
     found = {name: str(data[name].dtype) for name in data.data_vars}
     assert found == {"flag": "bool", "count": "int32", "half": "float16", "phase": "complex128"}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, jnp.float8_e4m3fn])
+def test_narrow_floats_are_axes_with_a_coordinate_that_files_and_pandas_know(tmp_path, dtype):
+    def run(x):
+        assert x.dtype == dtype
+        return {"y": x.astype(np.float32)}
+
+    data = sweep(run, {"x": np.array([0.5, 3], dtype)}, store=tmp_path / "results.zarr")
+    assert data.x.dtype == np.float32
+    assert data.x.attrs["computed_in"] == np.dtype(dtype).name
+    np.testing.assert_array_equal(data.x, [0.5, 3])
+    np.testing.assert_array_equal(data.y, [0.5, 3])
 
 
 def test_dimensions_coordinates_and_units_are_named():
@@ -237,6 +254,42 @@ def test_a_chunk_is_found_from_measured_memory(monkeypatch):
     np.testing.assert_allclose(data.y, one_by_one.y, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("cores", [1, 3])
+def test_the_cores_of_a_cpu_change_no_bit_and_each_computes_a_block(monkeypatch, cores):
+    monkeypatch.setattr(plan, "usable_cores", lambda: cores)
+    running, most, lock = 0, 0, threading.Lock()
+
+    def wait(x):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+        return np.asarray(x)
+
+    def run(x, key):
+        shape = jax.ShapeDtypeStruct((), x.dtype)
+        slow = jax.pure_callback(wait, shape, x, vmap_method="expand_dims")
+        return {"y": jnp.sin(slow) + jax.random.normal(key)}
+
+    axes, key = {"x": np.arange(40.0)}, jax.random.key(3)
+    data = sweep(run, axes, key=key, chunk=4)
+    assert most == cores
+    numbers = jnp.arange(40, dtype=np.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+    expected = jnp.sin(axes["x"]) + jax.vmap(jax.random.normal)(keys)
+    np.testing.assert_allclose(data.y, expected, rtol=1e-14)
+
+
+def test_blocks_side_by_side_share_a_fixed_amount_of_memory(monkeypatch):
+    monkeypatch.setattr(plan, "usable_cores", lambda: 64)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("device",))
+    for size, expected in ((1, 64), (plan.CPU_MEMORY, 4), (2**40, 1)):
+        assert plan.rounds_at_once(plan.Program(None, (), size), mesh) == expected
+
+
 def test_divergence_in_one_run_never_touches_another():
     problem = aj.factorization(jnp.eye(2))
     start = (0.5 * jnp.eye(2),) * 2
@@ -308,6 +361,7 @@ def square(x):
         ({("x",): ([1],), "x": [2]}, ValueError, "argument 'x' twice"),
         ({"y": [1.0]}, TypeError, "square takes no argument 'y'; it takes x"),
         ({"x": [1.0], "z": [1.0]}, TypeError, "takes no argument 'z'"),
+        ({"x": np.array([1, 2], jnp.int4)}, TypeError, "'x' holds int4, .* int8"),
     ],
 )
 def test_bad_axes_are_named(axes, error, message):
@@ -358,7 +412,7 @@ def test_a_missing_argument_is_named():
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (lambda x: x, "must return a dict of arrays"),
+        (lambda x: x, "must return a dict of arrays.*got one array"),
         (lambda x: (x, x), "got tuple"),
         (lambda x: None, "got NoneType"),
         (lambda x: {}, "empty dict"),
@@ -423,6 +477,14 @@ def loop(x, depth, width):
 )
 def test_a_traced_value_used_as_a_static_one_names_the_axis(run, axes, names):
     bad(TypeError, f"uses the traced {names} .*line .*move {names} from axes to static", run, axes)
+
+
+def test_numpy_on_a_traced_value_is_told_the_other_remedy():
+    bad(TypeError, "jax.numpy there instead of NumPy", lambda x: {"y": np.sin(x)}, {"x": [1.0]})
+
+
+def test_an_argument_without_a_name_is_no_axis():
+    bad(TypeError, "no argument 'x'; it takes none by name", lambda x, /: {"y": x}, {"x": [1.0]})
 
 
 def test_the_axis_that_was_named_works_when_static():
@@ -523,6 +585,12 @@ def test_a_terminal_shows_runs_and_rate(capsys, monkeypatch):
     assert "10/10" in shown
     aj.sweep(square, {"x": np.arange(10.0)}, chunk=2, progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_results_that_do_not_fit_in_memory_name_the_remedy():
+    spec = Spec({"x": 2**50}, (2**40,), {"y": Output((), (), "float64")})
+    with pytest.raises(MemoryError, match="give store="):
+        MemoryTarget(spec)
 
 
 def test_a_failing_write_stops_the_sweep_with_its_own_error(monkeypatch):

@@ -3,8 +3,9 @@
 This package knows nothing of linear networks: ``run`` is any function that JAX can trace.
 """
 
+from alignjax.sweeps.estimate import Forecast, forecast
 from alignjax.sweeps.execute import sweep
 from alignjax.sweeps.store import StoreWriteError
 from alignjax.sweeps.store_manifest import StoreMismatchError
 
-__all__ = ["StoreMismatchError", "StoreWriteError", "sweep"]
+__all__ = ["Forecast", "StoreMismatchError", "StoreWriteError", "forecast", "sweep"]

@@ -7,15 +7,19 @@ import inspect
 import itertools
 import math
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+# XLA packs these, NumPy does not.
+_BELOW_A_BYTE = {"int1", "uint1", "int2", "uint2", "int4", "uint4", "float4_e2m1fn"}
 _warned_about_float64 = False
 
 
@@ -236,10 +240,16 @@ def _axis(name: str, values: Any) -> Axis:
         )
     if given.ndim == 0:
         raise ValueError(f"axis {name!r} must be a sequence of values, got the scalar {values!r}")
+    if given.dtype.name in _BELOW_A_BYTE:
+        raise TypeError(f"axis {name!r} holds {given.dtype}, less than a byte: give it as int8")
     if not len(given):
         raise ValueError(f"axis {name!r} is empty: give it at least one value")
     device_values = _as_on_device(given, name, was_array=hasattr(values, "dtype"))
-    return Axis(name, device_values, given if given.ndim == 1 else np.arange(len(given)))
+    if given.ndim > 1:
+        return Axis(name, device_values, np.arange(len(given)))
+    # Neither files nor pandas know narrow floats, all of which float32 holds exactly.
+    is_narrow = jnp.issubdtype(given.dtype, jnp.floating) and given.dtype.itemsize < 4
+    return Axis(name, device_values, given.astype(np.float32) if is_narrow else given)
 
 
 def _as_on_device(given: np.ndarray, name: str, *, was_array: bool) -> np.ndarray:
@@ -258,9 +268,18 @@ def _as_on_device(given: np.ndarray, name: str, *, was_array: bool) -> np.ndarra
         warnings.warn(
             f"axis {name!r} is float64, but jax_enable_x64 is off, so runs get it as float32 "
             f"(said once)",
-            stacklevel=7,
+            stacklevel=_level_outside(),
         )
     return values
+
+
+def _level_outside() -> int:
+    """The ``stacklevel`` at which a warning of the caller's points outside this package."""
+    folder = str(Path(__file__).parent)
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(folder):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def label(choice: Any) -> int | float | str:
@@ -319,7 +338,8 @@ def accepts(run: Callable[..., Any], names: Sequence[str], *, key: bool) -> None
         raise TypeError(f"key= is given, but {title} takes no argument 'key'")
     if unknown:
         raise TypeError(
-            f"{title} takes no argument {unknown[0]!r}; it takes {', '.join(sorted(by_name))}"
+            f"{title} takes no argument {unknown[0]!r}; it takes "
+            f"{', '.join(sorted(by_name)) or 'none by name'}"
         )
     missing = [n for n in parameters if n in needed and n not in given]
     if missing:

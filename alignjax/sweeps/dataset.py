@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -267,13 +268,23 @@ class MemoryTarget:
     """Results kept in memory: what a sweep without a store writes to."""
 
     def __init__(self, spec: Spec) -> None:
-        """Make room for all results of ``spec``."""
+        """Make room for all results of ``spec``.
+
+        Raises:
+            MemoryError: if they do not fit.
+        """
         self._spec = spec
+        try:
+            self._arrays = {
+                name: np.empty(spec.shape + output.shape, output.dtype)
+                for name, output in spec.outputs.items()
+            }
+        except MemoryError as error:
+            raise MemoryError(
+                f"the results of {math.prod(spec.shape):,} runs do not fit in memory ({error}): "
+                f"give store=, the path of a store on disk, or return less from each run"
+            ) from error
         self._missing = dict.fromkeys(spec.blocks())
-        self._arrays = {
-            name: np.empty(spec.shape + output.shape, output.dtype)
-            for name, output in spec.outputs.items()
-        }
 
     def missing(self) -> list[tuple[int, ...]]:
         """Indices of the blocks that are not complete yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import operator
@@ -9,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,7 +19,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignjax.sweeps.axes import Grid, accepts, read_grid
 from alignjax.sweeps.dataset import MemoryTarget, layout, zip_names
-from alignjax.sweeps.plan import Program, block_shape, compile_block, fitted_block
+from alignjax.sweeps.plan import (
+    Program,
+    block_shape,
+    compile_block,
+    fitted_block,
+    rounds_at_once,
+)
 from alignjax.sweeps.progress import progress_bar
 from alignjax.sweeps.spec import Spec, Target
 from alignjax.sweeps.store import open_store
@@ -29,8 +37,8 @@ if TYPE_CHECKING:
 
 Block = tuple[int, ...]
 
-# One round of blocks computes, one waits to be written and one is being written.
-ROUNDS_IN_FLIGHT = 2
+# Beside the rounds of blocks that compute, one waits to be written and one is being written.
+ROUNDS_TO_WRITE = 2
 
 
 def sweep(
@@ -104,8 +112,81 @@ def sweep(
     >>> dict(data.risk.sizes)
     {'steps': 1, 'rate': 3, 'step': 3}
     """
-    chosen = _devices(devices)
     _check_options(chunk, store, resume, overwrite)
+    reused = None if overwrite else store
+    ready = prepare(run, axes, static, key, dims, units, chunk, devices, reused)
+    target = _open(store, ready.spec, resume=resume, overwrite=overwrite)
+    _execute(ready, target, shown=progress)
+    if jax.process_count() > 1:
+        _wait_for_all("finished")
+    return target.dataset()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep checked, traced and cut into blocks.
+
+    Attributes:
+        grid: its points.
+        traced: the run, once for each combination of static values.
+        spec: the layout of the results.
+        key: the base key on all devices, or None.
+        mesh: the devices, in one dimension.
+        programs: those that were compiled to find the block's size, else None.
+    """
+
+    grid: Grid
+    traced: Sequence[Traced]
+    spec: Spec
+    key: jax.Array | None
+    mesh: Mesh
+    programs: Sequence[Program | None]
+
+    def program(self, combination: int) -> Program:
+        """The program of a combination of static values, compiled if it is not yet."""
+        block = self.spec.block[len(self.grid.static) :]
+        return self.programs[combination] or compile_block(
+            self.traced[combination], self.grid, block, self.key, self.mesh
+        )
+
+    def inputs(self, blocks: Sequence[Block]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The first run's number and the axes' values of each block, one block a device.
+
+        Blocks cut at the end are filled up with their last value; devices left over repeat a block.
+        """
+        grid, spec = self.grid, self.spec
+        rounds = [*blocks, *[blocks[-1]] * (self.mesh.devices.size - len(blocks))]
+        split = NamedSharding(self.mesh, PartitionSpec("device"))
+        first = [
+            sum(s.start * stride for s, stride in zip(spec.region(b), grid.strides(), strict=True))
+            for b in rounds
+        ]
+        values = {}
+        for place, dimension in enumerate(grid.swept, start=len(grid.static)):
+            wanted = np.array([b[place] for b in rounds])[:, None] * spec.block[place]
+            index = np.minimum(wanted + np.arange(spec.block[place]), dimension.size - 1)
+            for axis in dimension.axes:
+                values[axis.name] = axis.values[index]
+        numbers = np.array([number % 2**32 for number in first], np.uint32)
+        return jax.device_put((numbers, values), split)
+
+
+def prepare(
+    run: Callable[..., Mapping[str, Any]],
+    axes: Mapping[str | tuple[str, ...], Any],
+    static: Mapping[str, Sequence[Any]] | None,
+    key: jax.Array | None,
+    dims: Mapping[Any, Any] | None,
+    units: Mapping[str, str] | None,
+    chunk: int | None,
+    devices: int | Sequence[jax.Device] | None,
+    store: str | os.PathLike[str] | None,
+) -> Prepared:
+    """All that comes before the first run; the arguments are those of :func:`sweep`.
+
+    ``store`` is one whose blocks are to be kept to, or None.
+    """
+    chosen = _devices(devices)
     grid = read_grid(axes, static, zip_names(dims))
     _check_key(key, grid)
     accepts(run, grid.names, key=key is not None)
@@ -113,15 +194,10 @@ def sweep(
     spec = layout(run, grid, traced, dims, units, key, chosen[0])
     mesh = Mesh(np.array(chosen), ("device",))
     base = None if key is None else jax.device_put(key, NamedSharding(mesh, PartitionSpec()))
-
-    block, programs = _cut(traced, grid, spec, base, mesh, chunk, None if overwrite else store)
+    block, programs = _cut(traced, grid, spec, base, mesh, chunk, store)
     attrs = spec.attrs | {"chunk": math.prod(block)}
     spec = dataclasses.replace(spec, block=(1,) * len(grid.static) + block, attrs=attrs)
-    target = _open(store, spec, resume=resume, overwrite=overwrite)
-    _execute(traced, grid, spec, target, base, mesh, programs, shown=progress)
-    if jax.process_count() > 1:
-        _wait_for_all("finished")
-    return target.dataset()
+    return Prepared(grid, traced, spec, base, mesh, programs)
 
 
 def _devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:
@@ -241,21 +317,14 @@ def _wait_for_all(where: str) -> None:
     multihost_utils.sync_global_devices(f"sweep {where}")
 
 
-def _execute(
-    traced: Sequence[Traced],
-    grid: Grid,
-    spec: Spec,
-    target: Target,
-    key: jax.Array | None,
-    mesh: Mesh,
-    programs: Sequence[Program | None],
-    *,
-    shown: bool,
-) -> None:
+def _execute(ready: Prepared, target: Target, *, shown: bool) -> None:
     """Compute the missing blocks that are this process's, and write them as they come.
 
-    A thread fetches and writes a round of blocks while the devices compute the next ones.
+    A thread fetches and writes a round of blocks while the devices compute the next ones. A block
+    is too small to occupy the cores of a CPU, which runs what one thread asks for in turn: there,
+    several threads ask.
     """
+    grid, spec, mesh = ready.grid, ready.spec, ready.mesh
     missing = set(target.missing())
     # Shared out by place in the whole grid: processes that start at different moments, and see
     # different blocks missing, still never take the same one.
@@ -265,7 +334,7 @@ def _execute(
         if number % jax.process_count() == jax.process_index()
     ]
     todo = [block for block in mine if block in missing]
-    devices = mesh.devices.size
+    devices, platform = mesh.devices.size, mesh.devices.flat[0].platform
     total, left = _runs(spec, mine), _runs(spec, todo)
     pending: deque[Future[None]] = deque()
     with (
@@ -273,25 +342,31 @@ def _execute(
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep-writer") as writer,
     ):
 
-        def write(blocks: Sequence[Block], outputs: Mapping[str, jax.Array]) -> None:
+        def compute(program: Program, *inputs: Any) -> dict[str, jax.Array]:
+            outputs = program(ready.key, *inputs)
+            # Accelerators need the next round before this one is done.
+            return jax.block_until_ready(outputs) if platform == "cpu" else outputs
+
+        def write(blocks: Sequence[Block], computed: Future[dict[str, jax.Array]]) -> None:
+            outputs = computed.result()
             for block, arrays in zip(blocks, _on_host(spec, blocks, outputs), strict=True):
                 target.write(block, arrays)
                 finished(_runs(spec, [block]))
 
         try:
-            for i, (combination, one) in enumerate(zip(grid.combinations(), traced, strict=True)):
+            for i, combination in enumerate(grid.combinations()):
                 own = [block for block in todo if block[: len(grid.static)] == combination]
                 if not own:
                     continue
-                block = spec.block[len(grid.static) :]
-                program = programs[i] or compile_block(one, grid, block, key, mesh)
-                for start in range(0, len(own), devices):
-                    blocks = own[start : start + devices]
-                    inputs = _inputs(grid, spec, blocks, mesh)
-                    outputs = program.compiled(program.constants, key, *inputs)
-                    pending.append(writer.submit(write, blocks, outputs))
-                    if len(pending) > ROUNDS_IN_FLIGHT:
-                        pending.popleft().result()
+                program = ready.program(i)
+                at_once = rounds_at_once(program, mesh)
+                with _threads(at_once) as computer:
+                    for start in range(0, len(own), devices):
+                        blocks = own[start : start + devices]
+                        computed = computer.submit(compute, program, *ready.inputs(blocks))
+                        pending.append(writer.submit(write, blocks, computed))
+                        if len(pending) >= at_once + ROUNDS_TO_WRITE:
+                            pending.popleft().result()
             while pending:
                 pending.popleft().result()
         finally:
@@ -300,31 +375,20 @@ def _execute(
                 future.cancel()
 
 
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """As many threads, which after an error begin nothing more."""
+    threads = ThreadPoolExecutor(count, thread_name_prefix="sweep-round")
+    try:
+        yield threads
+    except BaseException:
+        threads.shutdown(wait=False, cancel_futures=True)
+        raise
+    threads.shutdown()
+
+
 def _runs(spec: Spec, blocks: Sequence[Block]) -> int:
     return sum(math.prod(s.stop - s.start for s in spec.region(block)) for block in blocks)
-
-
-def _inputs(
-    grid: Grid, spec: Spec, blocks: Sequence[Block], mesh: Mesh
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The first run's number and the axes' values of each block, one block a device.
-
-    Blocks cut at the end are filled up with their last value; devices left over repeat a block.
-    """
-    rounds = [*blocks, *[blocks[-1]] * (mesh.devices.size - len(blocks))]
-    split = NamedSharding(mesh, PartitionSpec("device"))
-    first = [
-        sum(s.start * stride for s, stride in zip(spec.region(b), grid.strides(), strict=True))
-        for b in rounds
-    ]
-    values = {}
-    for place, dimension in enumerate(grid.swept, start=len(grid.static)):
-        wanted = np.array([b[place] for b in rounds])[:, None] * spec.block[place]
-        index = np.minimum(wanted + np.arange(spec.block[place]), dimension.size - 1)
-        for axis in dimension.axes:
-            values[axis.name] = axis.values[index]
-    numbers = np.array([number % 2**32 for number in first], np.uint32)
-    return jax.device_put((numbers, values), split)
 
 
 def _on_host(

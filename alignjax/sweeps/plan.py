@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from alignjax.sweeps.trace import Traced
 # Blocks must not depend on how many devices there are or how much memory is free today, or the
 # last bits of the results would: these numbers are fixed, by platform.
 CPU_MEMORY = 256 * 2**20
+CPU_MEMORY_AT_ONCE = 4 * CPU_MEMORY
 CPU_BLOCKS, CPU_LANES = 32, 1024
 ACCELERATOR_LANES = 2**17
 ACCELERATOR_SHARE, ACCELERATOR_MEMORY = 0.3, 4 * 2**30
@@ -55,6 +57,12 @@ class Program:
     compiled: Any
     constants: tuple[jax.Array, ...]
     bytes: int
+
+    def __call__(
+        self, key: jax.Array | None, first: jax.Array, values: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Run one block on each device: the first run's number, and the axes' values."""
+        return self.compiled(self.constants, key, first, values)
 
 
 def compile_block(
@@ -140,6 +148,24 @@ def memory_budget(device: jax.Device) -> int:
         return CPU_MEMORY
     stats = device.memory_stats() or {}
     return int(ACCELERATOR_SHARE * stats.get("bytes_limit", ACCELERATOR_MEMORY))
+
+
+def rounds_at_once(program: Program, mesh: Mesh) -> int:
+    """How many rounds of blocks to compute side by side: on a CPU what its cores and memory hold.
+
+    Each block is computed as if alone, so this number changes no result.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return 1
+    room = CPU_MEMORY_AT_ONCE // max(1, program.bytes * mesh.devices.size)
+    return max(1, min(usable_cores() // mesh.devices.size, room))
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux alone
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def most_lanes(runs: int, platform: str) -> int:

@@ -110,7 +110,7 @@ def _named_arrays(result: Any, run: Callable[..., Any]) -> dict[str, Any]:
     if not isinstance(result, Mapping):
         raise _BadOutputError(
             f"{name_of_run} must return a dict of arrays, such as {{'risk': ...}}, got "
-            f"{type(result).__name__}"
+            f"{'one array' if isinstance(result, jax.Array) else type(result).__name__}"
         )
     if not result:
         raise _BadOutputError(f"{name_of_run} returned an empty dict: there is nothing to keep")
@@ -163,7 +163,7 @@ def _explain(
         names = " and ".join(repr(name) for name in must)
         raise TypeError(
             f"{title(run)} uses the traced {names} where a Python value is needed{where}: move "
-            f"{names} from axes to static, which compiles once for each value"
+            f"{names} from axes to static, which compiles once for each value{_or_else(error)}"
         ) from error
     if isinstance(error, (jax.errors.JAXTypeError, jax.errors.UnexpectedTracerError)):
         raise TypeError(
@@ -171,6 +171,12 @@ def _explain(
         ) from error
     told = ", ".join(f"{name}={label(value)}" for name, value in chosen.items())
     error.add_note(f"raised while tracing {title(run)}({told}){where}, before any run of a sweep")
+
+
+def _or_else(error: Exception) -> str:
+    """The other remedy, where NumPy was asked to compute with a traced value."""
+    is_numpy = isinstance(error, jax.errors.TracerArrayConversionError)
+    return "; or compute with jax.numpy there instead of NumPy" if is_numpy else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,46 @@
+"""What a sweep would take is counted before it runs, and counting changes nothing."""
+
+import jax.numpy as jnp
+import pytest
+
+from alignjax.sweeps import StoreMismatchError, forecast, sweep
+from tests.soak_store import contents
+
+pytest.importorskip("zarr")
+
+
+def run(rate, seed, power):
+    return {"value": (rate + seed) ** power * jnp.arange(3.0), "sign": rate > 1}
+
+
+AXES = {"rate": [0.1, 1.0, 10.0, 20.0], "seed": [0, 1, 2]}
+ARGUMENTS = {"static": {"power": [1, 2]}, "dims": {"value": "time"}, "chunk": 5}
+
+
+def test_runs_programs_blocks_and_bytes_are_counted():
+    plan = forecast(run, AXES, **ARGUMENTS)
+    assert plan.dims == {"power": 2, "rate": 4, "seed": 3}
+    assert plan.outputs == {"sign": {}, "value": {"time": 3}}
+    assert (plan.runs, plan.runs_left, plan.programs) == (24, 24, 2)
+    # Blocks of 1 x 3 runs, since 5 hold no second row.
+    assert (plan.chunk, plan.blocks, plan.blocks_left) == (3, 8, 8)
+    assert plan.bytes_of_results == 24 * (3 * 8 + 1)
+    assert plan.seconds > 0
+
+
+def test_what_a_store_has_is_not_counted_again_and_nothing_is_written(tmp_path):
+    store = tmp_path / "runs.zarr"
+    forecast(run, AXES, store=store, **ARGUMENTS)
+    assert list(tmp_path.iterdir()) == []
+
+    sweep(run, AXES, store=store, **ARGUMENTS)
+    finished = forecast(run, AXES, store=store, **ARGUMENTS)
+    assert (finished.runs_left, finished.blocks_left, finished.seconds) == (0, 0, 0.0)
+    next((store / "complete" / "records").glob("*.json")).unlink()
+    before = contents(store)
+    plan = forecast(run, AXES, store=store, **ARGUMENTS)
+    assert (plan.runs_left, plan.blocks_left) == (3, 1)
+    assert forecast(run, AXES, store=store, overwrite=True, **ARGUMENTS).runs_left == 24
+    with pytest.raises(StoreMismatchError, match="rate"):
+        forecast(run, {**AXES, "rate": [0.1, 1.0, 10.0, 30.0]}, store=store, **ARGUMENTS)
+    assert contents(store) == before
