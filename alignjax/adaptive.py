@@ -56,11 +56,15 @@ def adaptive_descent(
 
     ``rule="margin"`` takes the largest steps that keep up with a vanishing risk,
 
-        eta_t = c / (R(W) max_k ||W_k||_F^{2L-2}),
+        eta_t = c / (R(W) max(1, max_k ||W_k||_F)^{2L-2}),
 
-    and reaches times of 1e13 and more within tens of thousands of steps.
+    and reaches times of 1e13 and more within tens of thousands of steps. As in Assumption 5 no ball
+    is smaller than 1: near 0 the curvature falls like ``||W||^{L-2}`` only, and steps that follow
+    ``||W||^{2L-2}`` would leap over whatever training does there.
 
-    Risk and gradient are computed in logarithms, so that a risk of 1e-300 has all its digits.
+    Risk and gradient are computed in logarithms, so that a risk of 1e-300 has all its digits, and
+    one below the smallest float still moves the weights: :func:`alignjax.metrics.log_risk` shows
+    it where ``risk`` is 0. A time beyond the largest float is infinite.
     Runs under ``jit``, ``vmap`` and ``grad``; freezes on divergence as ``gradient_descent`` does.
 
     Args:
@@ -69,7 +73,8 @@ def adaptive_descent(
             and more, its risk exceed that of zero weights.
         steps: how many steps.
         rule: ``"ball"`` or ``"margin"``.
-        constant: ``c`` of ``"margin"``; 0.02 by default. May be traced.
+        constant: ``c`` of ``"margin"``, in inverse squared units of the inputs; 0.02 by default,
+            which suits inputs of norm 1. May be traced.
         save_at: increasing steps at which to observe; by default the start and the end.
         observe: ``weights -> pytree`` of arrays; by default ``{"risk": ...}``.
 
@@ -105,9 +110,10 @@ def adaptive_descent(
             raise ValueError(f"constant belongs to rule='margin', got {constant} with rule='ball'")
         size = _ball_constant(known, len(layers))
     else:
-        size = as_real(_DEFAULT_CONSTANT if constant is None else constant, "constant", ndim=0)
-        if is_concrete(size) and not float(size) > 0:
-            raise ValueError(f"constant must be positive, got {constant}")
+        given = as_real(_DEFAULT_CONSTANT if constant is None else constant, "constant", ndim=0)
+        size = given.astype(dtype)
+        if is_concrete(size) and not 0 < float(size) < np.inf:
+            raise ValueError(f"constant must be positive and finite in {dtype}, got {constant}")
     steps = as_count(steps, "steps")
     points = save_points(save_at, steps)
     if observe is not None:
@@ -189,7 +195,7 @@ def _adaptive_descent(
     def log_rate(layers: Weights, log_risk: Array, radius: Array) -> Array:
         if rule == "ball":
             return jnp.minimum(-jnp.log(size) - power * jnp.log(radius), 0)
-        return jnp.log(size) - log_risk - power * jnp.log(largest_norm(layers))
+        return jnp.log(size) - log_risk - power * jnp.log(jnp.maximum(largest_norm(layers), 1))
 
     def evaluate(state: Any, _: Array) -> tuple[Any, Array]:
         return checked_log_gradient(core, state[0])

@@ -156,6 +156,11 @@ def _as_times(times: Any, dtype: Any) -> Array:
     out = as_real(times, "times", ndim=1).astype(dtype)
     if is_concrete(out):
         seen = np.asarray(out)
+        if not np.isfinite(seen).all():
+            raise ValueError(
+                f"times must be below the largest {seen.dtype}, the dtype of weights, "
+                f"{float(jnp.finfo(dtype).max):.2g}, got {np.asarray(times).max():.6g}"
+            )
         if seen[0] < 0:
             raise ValueError(f"times must be at least 0, where the flow starts, got {seen[0]}")
         late = np.flatnonzero(np.diff(seen) <= 0)

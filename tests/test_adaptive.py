@@ -119,6 +119,42 @@ def test_the_margin_rule_follows_the_flow_at_equal_time(loss, depth):
     assert relative(finer.observations[-1:], again.observations) < 0.7 * coarse
 
 
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0])
+def test_the_margin_rule_takes_the_steps_it_states_and_does_not_leap_from_small_starts(scale):
+    known, weights = problem(), start(3, scale)
+
+    def observe(layers):
+        largest = jnp.stack([jnp.linalg.norm(w) for w in layers]).max()
+        return aj.metrics.log_risk(known, layers), largest, product(layers)
+
+    run = aj.adaptive_descent(
+        known, weights, steps=50, rule="margin", save_at=range(51), observe=observe
+    )
+    log_risk, largest, products = run.observations
+    rate = 0.02 / (jnp.exp(log_risk) * jnp.maximum(largest, 1) ** 4)
+    np.testing.assert_allclose(jnp.diff(run.time), rate[:-1], rtol=1e-10)
+    flow = aj.gradient_flow(known, weights, times=run.time[1:], observe=product, log_time=True)
+    assert float(jnp.abs(products[1:] - flow.observations).max()) < 0.02
+
+
+def test_a_risk_below_the_smallest_float_still_moves_the_weights():
+    run = aj.adaptive_descent(
+        problem(),
+        start(1),
+        steps=2000,
+        rule="margin",
+        constant=5.0,
+        save_at=(0, 1000, 2000),
+        observe=lambda w: (aj.metrics.log_risk(problem(), w), aj.risk(problem(), w)),
+    )
+    log_risk, risk = run.observations
+    assert run.status == aj.Status.COMPLETED
+    assert float(log_risk[1]) < -1000
+    assert float(log_risk[2]) < float(log_risk[1]) - 1000
+    assert risk[1:].tolist() == [0, 0]
+    assert run.time[1:].tolist() == [np.inf, np.inf]
+
+
 def test_the_margin_rule_reaches_extreme_times_and_follows_the_flow_there():
     known, weights = problem("exponential"), start(2)
     steps = 20_000
@@ -274,6 +310,16 @@ def test_what_does_not_fit_is_refused_by_name(change, error, message):
     known, weights = arguments.pop("problem"), arguments.pop("weights")
     with pytest.raises(error, match=message):
         aj.adaptive_descent(known, weights, **arguments)
+
+
+def test_what_float32_cannot_hold_is_refused():
+    known = problem(dtype="float32")
+    weights = tuple(w.astype(jnp.float32) for w in start(2))
+    with pytest.raises(ValueError, match=r"times must be below the largest float32.* got 1e\+300"):
+        aj.gradient_flow(known, weights, times=[1.0, 1e300], log_time=True)
+    for constant in (1e-60, 1e60):
+        with pytest.raises(ValueError, match="constant must be positive and finite in float32"):
+            aj.adaptive_descent(known, weights, steps=1, rule="margin", constant=constant)
 
 
 def test_several_outputs_have_no_ball():

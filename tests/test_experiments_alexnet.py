@@ -1,6 +1,7 @@
 """Figure 2: AlexNet as the paper has it, trainings that can be interrupted, and honest claims."""
 
 import csv
+import dataclasses
 
 import equinox as eqx
 import jax
@@ -28,7 +29,15 @@ from experiments.max_margin._alexnet_training import (
     take_step,
     train,
 )
-from experiments.max_margin.figure_2 import FULL, OWN, QUICK, STANDARD, choose_size, figure_2
+from experiments.max_margin.figure_2 import (
+    FULL,
+    OWN,
+    QUICK,
+    STANDARD,
+    choose_size,
+    figure_2,
+    size_for,
+)
 
 SETTINGS = Settings("default", seed=3, epochs=3, batch_size=8, learning_rate=0.05)
 
@@ -107,10 +116,10 @@ def test_a_step_descends_along_the_gradient_and_its_momentum(data):
     before, optimizer, velocity = state.network, state.optimizer, None
     for _ in range(2):
         after, optimizer = take_step(
-            before, optimizer, data.images, data.labels, batch, settings=SETTINGS
+            before, optimizer, data.images, data.labels, batch, 0.05, settings=SETTINGS
         )
         gradient = gradient_of(before, data.images[:8], data.labels[:8])
-        moved = jax.tree.map(lambda a, b: (a - b) / SETTINGS.learning_rate, before, after)
+        moved = jax.tree.map(lambda a, b: (a - b) / 0.05, before, after)
         if velocity is not None:
             gradient = jax.tree.map(lambda g, v: g + 0.9 * v, gradient, velocity)
         for found, expected in zip(arrays(moved), arrays(gradient), strict=True):
@@ -123,6 +132,20 @@ def test_each_epoch_has_an_order_of_its_own(data):
     first, again, other = (run_epoch(state, SETTINGS, data, epoch).network for epoch in (0, 0, 1))
     assert eqx.tree_equal(first, again)
     assert not eqx.tree_equal(first, other)
+
+
+def test_the_first_epochs_have_their_own_learning_rate(data):
+    settings = dataclasses.replace(SETTINGS, first_epochs=2, first_learning_rate=0.1)
+    assert [settings.learning_rate_of(epoch) for epoch in range(4)] == [0.1, 0.1, 0.05, 0.05]
+    begin = start(settings, narrow)
+    # the momentum of the first step is the gradient
+    one = Data(data.images[:8], data.labels[:8], data.digest)
+    moved = [
+        jax.tree.map(jnp.subtract, run_epoch(begin, settings, one, epoch).network, begin.network)
+        for epoch in (1, 2)
+    ]
+    for fast, slow in zip(arrays(moved[0]), arrays(moved[1]), strict=True):
+        np.testing.assert_allclose(fast, 2 * slow, atol=3e-6)
 
 
 def test_what_is_observed_is_the_risk_and_the_ratios_of_the_svd(data):
@@ -239,6 +262,12 @@ def test_the_scale_of_the_paper_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert choose_size("full") == (FULL, "")
     assert (FULL.images, FULL.epochs) == (50_000, 100)
+    # only the smaller scale needs a schedule of its own, and only from one start
+    assert size_for("equal norms", FULL) is FULL
+    assert size_for("default", STANDARD) is STANDARD
+    own = size_for("equal norms", STANDARD)
+    assert (own.images, own.epochs) == (STANDARD.images, STANDARD.epochs)
+    assert own.settings("equal norms", 3).learning_rate_of(0) == own.first_learning_rate
 
 
 def run(folder, scale="quick"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import alignjax as aj
+from experiments.runs import require_finished
 from experiments.sequential import _departure, _mode_descent, _modes, corollary_2, theorem_2
 from tests.audits import audit, refuted
 
@@ -66,7 +67,7 @@ def test_runs_that_ended_early_are_refused():
     problem = _modes.problem_in(bases, [1.0], [1.0])
     run = aj.gradient_descent(problem, _modes.start_in(bases, 1.0), 50.0, steps=50)
     with pytest.raises(RuntimeError, match="name: runs ended early"):
-        _modes.require_finished("name", run)
+        require_finished("name", run)
 
 
 def test_half_heights_are_read_off_a_logistic_exactly():

@@ -1,5 +1,6 @@
 """Maximum margin and the bounds of Ji & Telgarsky 2019."""
 
+import dataclasses
 from itertools import pairwise
 
 import jax
@@ -13,6 +14,7 @@ import alignjax as aj
 from alignjax.theory.margin import (
     MaximumMargin,
     NotSeparableError,
+    UndecidedError,
     alignment_bound,
     balance_drift,
     balancedness_constant,
@@ -106,6 +108,14 @@ def test_the_smallest_cases_of_no_margin():
             max_margin(np.array(X), np.array([1, -1][: len(X)]))
 
 
+def test_a_sample_far_shorter_than_others_is_no_proof_against_a_margin():
+    # all lie on one side of the first axis, but the first as good as at 0
+    X = np.array([[1e-9, 0.0], [1e9, 1e9], [1e9, -1e9]])
+    with pytest.raises(UndecidedError, match=r"separable by less than 1\.0e-09, if at all"):
+        max_margin(X, np.ones(3))
+    assert float(max_margin(X * [[1e9], [1], [1]], np.ones(3)).margin) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("X", "labels", "error", "message"),
     [
@@ -153,6 +163,37 @@ def test_the_spread_vanishes_where_the_support_does_not_surround_the_direction()
     assert support_spread(X[:1], labels[:1], alone) == np.inf
     with pytest.raises(TypeError, match="found must come from max_margin"):
         support_spread(X, labels, "direction")
+    with pytest.raises(ValueError, match=r"found is for X of shape \(1, 2\), got shape \(2, 2\)"):
+        support_spread(X, labels, alone)
+    # two support vectors, three and four on a line, and 0 across the direction beside it
+    for count in (2, 3, 4):
+        across = np.stack([np.ones(count), np.linspace(-1, 2, count)], axis=1)
+        X = np.hstack([np.ones((count, 1)), across @ [[0.8, 0.6], [-0.6, 0.8]]])
+        everything = np.vstack([X, [9.0, 5.0, -7.0], [9.0, -8.0, 2.0]])
+        found = max_margin(everything, np.ones(len(everything)))
+        found = dataclasses.replace(found, direction=np.eye(3)[0], support=np.arange(count))
+        assert support_spread(everything, np.ones(len(everything)), found) == 0
+
+
+def test_the_spread_has_the_scale_and_the_digits_of_the_inputs():
+    X, labels = labelled(1, 30, 3)
+    alpha = support_spread(X, labels, max_margin(X, labels))
+    assert alpha > 0.01
+    for scale in (1e-300, 1e300):
+        found = max_margin(scale * X, labels)
+        assert support_spread(scale * X, labels, found) == pytest.approx(scale * alpha, rel=1e-12)
+    # a direction of seven digits makes no dimension of its own rounding
+    short = X.astype(np.float32)
+    found = support_spread(short, labels, max_margin(short, labels))
+    assert found == pytest.approx(alpha, rel=1e-4)
+
+
+def test_a_spread_that_takes_too_long_is_refused():
+    rng = np.random.default_rng(0)
+    X = np.hstack([np.ones((60, 1)), rng.normal(size=(60, 16))])
+    found = max_margin(X, np.ones(60))
+    with pytest.raises(ValueError, match=r"60 support vectors in 16 dimensions .* facets"):
+        support_spread(X, np.ones(60), found)
 
 
 def separable_problem(loss: str, scale: float = 1.0) -> tuple[jax.Array, jax.Array, object]:

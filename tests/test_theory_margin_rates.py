@@ -90,6 +90,16 @@ def test_two_supports_have_the_limit_of_the_formula():
     np.testing.assert_allclose(late.lag, [0, 0.25 * v / (a * b)], atol=1e-12)
 
 
+def test_what_the_data_decide_scales_with_them():
+    for scale in (1e-200, 1e200):
+        X = scale * INPUTS
+        late = late_times(X, LABELS, max_margin(X, LABELS))
+        assert late.margin == pytest.approx(scale * LATE.margin, rel=1e-12)
+        assert late.level == pytest.approx(LATE.level, rel=1e-12)
+        np.testing.assert_allclose(scale * late.offset, LATE.offset, atol=1e-12)
+        np.testing.assert_allclose(scale * late.lag, LATE.lag, atol=1e-12)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_norm_risk_and_angle_at_a_time_of_1e300(depth):
     w, log_risk, energies, _ = flow(depth)

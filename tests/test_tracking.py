@@ -129,9 +129,13 @@ def test_scale_does_not_matter(dtype):
     w = matrix(8, (6, 9), dtype)
     largest = float(jnp.abs(w).max())
     info = jnp.finfo(dtype)
-    scales = (1.0, float(info.tiny) * 1e8, float(info.max) / 8)
-    found = measure([w * (scale / largest) for scale in scales])
+    # up to the largest float, whose reciprocal is too small to divide by
+    scales = (1.0, float(info.tiny) * 1e8, float(info.max) / 8, float(info.max) * 0.999)
+    layers = [(w / largest) * scale for scale in scales]
+    found = measure(layers)
     np.testing.assert_allclose(list(found.values()), exact(w), rtol=20 * DTYPES[dtype])
+    by_svd = jnp.concatenate([spectral_ratio((layer,)) for layer in layers])
+    np.testing.assert_allclose(by_svd, exact(w), rtol=20 * DTYPES[dtype])
 
 
 def test_rank_one_and_zero_layers_have_ratio_one():

@@ -20,7 +20,11 @@ def largest(array: Array) -> Array:
 
 def unit(array: Array) -> Array:
     """``array`` with a largest entry of size 1, so that no power of it over- or underflows."""
-    return ratio(array, largest(array), otherwise=0.0)
+    size = largest(array)
+    # Division may be by the reciprocal, which near the largest float is below the smallest normal
+    # one and so counts as 0.
+    shrink = jnp.where(size > jnp.finfo(size.dtype).max / 8, 0.125, 1.0).astype(size.dtype)
+    return ratio(shrink * array, shrink * size, otherwise=0.0)
 
 
 def norm(array: Array) -> Array:

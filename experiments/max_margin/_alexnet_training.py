@@ -19,12 +19,12 @@ from jaxtyping import Array
 from alignjax.datasets import Images
 from alignjax.metrics import SpectralTracker
 from experiments.max_margin import _alexnet_checkpoint as checkpoints
-from experiments.max_margin._alexnet import AlexNet, dense_weights, risk, with_equal_norms
+from experiments.max_margin._alexnet import DTYPE, AlexNet, dense_weights, risk, with_equal_norms
 
 Start = Literal["default", "equal norms"]
 STARTS: tuple[Start, ...] = ("default", "equal norms")
 # raised when the same settings come to mean another training
-FORMAT = 1
+FORMAT = 2
 EVALUATION_BATCH = 500
 # the start is random and its singular values lie close; later vectors are nearly right already
 FIRST_ITERATIONS = 100
@@ -42,6 +42,8 @@ class Settings:
         batch_size: images a step; the rest of an epoch that fills no batch is left out.
         learning_rate: of stochastic gradient descent.
         momentum: of the same.
+        first_epochs: how many epochs begin with another learning rate.
+        first_learning_rate: theirs.
     """
 
     start: Start
@@ -50,6 +52,12 @@ class Settings:
     batch_size: int
     learning_rate: float = 0.01
     momentum: float = 0.9
+    first_epochs: int = 0
+    first_learning_rate: float = 0.0
+
+    def learning_rate_of(self, epoch: int) -> float:
+        """That of an epoch, counted from 0."""
+        return self.first_learning_rate if epoch < self.first_epochs else self.learning_rate
 
 
 @dataclass(frozen=True)
@@ -179,8 +187,8 @@ def fingerprint(settings: Settings, data: Data, state: State) -> dict[str, Any]:
 
 
 def optimizer_of(settings: Settings) -> optax.GradientTransformation:
-    """Stochastic gradient descent with momentum."""
-    return optax.sgd(settings.learning_rate, momentum=settings.momentum)
+    """What stochastic gradient descent with momentum multiplies by minus its learning rate."""
+    return optax.trace(decay=settings.momentum)
 
 
 def run_epoch(state: State, settings: Settings, data: Data, epoch: int) -> State:
@@ -188,11 +196,11 @@ def run_epoch(state: State, settings: Settings, data: Data, epoch: int) -> State
     key = jax.random.fold_in(jax.random.key(settings.seed), epoch)
     order = np.asarray(jax.random.permutation(key, len(data.labels)))
     network, optimizer = state.network, state.optimizer
-    size = settings.batch_size
+    size, rate = settings.batch_size, settings.learning_rate_of(epoch)
     for first in range(0, len(order) - size + 1, size):
         batch = jnp.asarray(order[first : first + size])
         network, optimizer = take_step(
-            network, optimizer, data.images, data.labels, batch, settings=settings
+            network, optimizer, data.images, data.labels, batch, rate, settings=settings
         )
     return eqx.tree_at(lambda s: (s.network, s.optimizer), state, (network, optimizer))
 
@@ -204,13 +212,15 @@ def take_step(
     images: Array,
     labels: Array,
     batch: Array,
+    learning_rate: Array | float,
     *,
     settings: Settings,
 ) -> tuple[AlexNet, Any]:
     """One step on the images at the positions ``batch``."""
     gradient = jax.grad(risk)(network, images[batch], labels[batch])
-    updates, optimizer = optimizer_of(settings).update(gradient, optimizer)
-    return eqx.apply_updates(network, updates), optimizer
+    velocity, optimizer = optimizer_of(settings).update(gradient, optimizer)
+    rate = jnp.asarray(learning_rate, DTYPE)
+    return eqx.apply_updates(network, jax.tree.map(lambda v: -rate * v, velocity)), optimizer
 
 
 _risk = jax.jit(risk)
@@ -246,8 +256,9 @@ def require_memory(settings: Settings, data: Data, state: State) -> None:
         return
     free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
     batch = jnp.zeros(settings.batch_size, jnp.int32)
+    rate = settings.learning_rate_of(0)
     step = take_step.lower(
-        state.network, state.optimizer, data.images, data.labels, batch, settings=settings
+        state.network, state.optimizer, data.images, data.labels, batch, rate, settings=settings
     )
     check_memory(needed_beyond_arguments(step.compile()), free)
 

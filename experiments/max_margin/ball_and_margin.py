@@ -22,7 +22,7 @@ from experiments.max_margin._separable import (
     widths,
 )
 from experiments.registry import experiment
-from experiments.sequential._modes import require_finished
+from experiments.runs import require_finished
 from experiments.style import COLORS
 
 DEPTHS = (1, 2, 3, 4)
@@ -268,8 +268,8 @@ def _draw(context: Context, seen: dict[tuple[int, str], Path], direction: np.nda
     with context.figure(
         "ball_and_margin",
         "Steps of Assumption 5 (dashed) and by the risk (solid). (a) Time reached, the sum of the "
-        "rates. (b) Risk by step. (c) Distance from the flow at equal times. (d) Angle to the "
-        "maximum-margin direction by step.",
+        "rates. (b) Risk by step. (c) Distance from the flow at equal times, by step. (d) Angle to "
+        "the maximum-margin direction by step.",
         rows=2,
         columns=2,
         width="double",
@@ -283,12 +283,16 @@ def _draw(context: Context, seen: dict[tuple[int, str], Path], direction: np.nda
             step = run.step[moved]
             axes[0, 0].plot(step, run.time[moved], style, color=color, label=label)
             axes[0, 1].plot(step, -run.log_risk[moved], style, color=color)
-            axes[1, 0].plot(run.time[moved], run.distance[moved], style, color=color)
+            axes[1, 0].plot(step, run.distance[moved], style, color=color)
             axes[1, 1].plot(step, angles(run.product[moved], direction), style, color=color)
         for panel in axes.flat:
             panel.set(xscale="log", yscale="log", xlabel="step")
         axes[0, 0].set(title="(a)", ylabel=r"time $\sum\eta$")
+        # one label in twenty decades, wherever the scale of the run ends
+        end = np.log10(max(run.time[-1] for run in seen.values()))
+        axes[0, 0].set_yticks(10.0 ** np.arange(0, end + 1, 10 if end < 40 else 20))
+        axes[0, 0].minorticks_off()
         axes[0, 1].set(title="(b)", ylabel=r"$-\ln$ risk")
-        axes[1, 0].set(title="(c)", xlabel=r"time $\sum\eta$", ylabel=r"$|w-w_\mathrm{flow}|/|w|$")
+        axes[1, 0].set(title="(c)", ylabel=r"$\|w-w_\mathrm{flow}\|/\|w_\mathrm{flow}\|$")
         axes[1, 1].set(title="(d)", ylabel=r"angle to $\bar u$ (rad)")
         axes[0, 0].legend(loc="upper left")

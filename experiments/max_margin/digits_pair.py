@@ -16,7 +16,7 @@ from experiments.context import Context
 from experiments.images import training_digits
 from experiments.max_margin._separable import OURS, PAPER, angles, start, widths
 from experiments.registry import experiment
-from experiments.sequential._modes import require_finished
+from experiments.runs import require_finished
 from experiments.style import COLORS
 
 DEPTHS = (1, 2, 3)

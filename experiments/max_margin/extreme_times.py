@@ -30,7 +30,7 @@ from experiments.max_margin._separable import (
     widths,
 )
 from experiments.registry import experiment
-from experiments.sequential._modes import require_finished
+from experiments.runs import require_finished
 from experiments.style import COLORS
 
 DEPTHS = (1, 2, 3, 4)

@@ -23,7 +23,7 @@ from alignjax.theory.margin import (
 from experiments.context import Context
 from experiments.max_margin._separable import PAPER, Separable, separable, start, starts, widths
 from experiments.registry import experiment
-from experiments.sequential._modes import require_finished
+from experiments.runs import require_finished
 from experiments.style import COLORS
 
 HIDDEN = 5
@@ -227,6 +227,30 @@ def counterexample(size: float, tilt: float) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(risk), np.asarray(apart)
 
 
+class Found(NamedTuple):
+    """What the bounds are worth.
+
+    Attributes:
+        flow: Lemma 2, by depth.
+        descent: Lemma 8, by depth.
+        smooth: Lemma 5, by depth.
+        thresholds: Lemma 4, by loss.
+    """
+
+    flow: dict[int, Bounds]
+    descent: dict[int, Bounds]
+    smooth: dict[int, np.ndarray]
+    thresholds: dict[str, Threshold]
+
+    @property
+    def along(self) -> tuple[tuple[str, str, dict[int, Bounds]], ...]:
+        """The bounds along a path: lemma, path, and values by depth."""
+        return (
+            ("2", "gradient flow", self.flow),
+            ("8", "descent under Assumption 5", self.descent),
+        )
+
+
 @experiment(
     "max_margin/lemmas",
     title="The bounds of the lemmas hold on every random network, most of them by far",
@@ -260,29 +284,24 @@ def lemmas(context: Context) -> None:
     thresholds = {
         loss: lemma_4(key, data, loss, rays) for loss, key in zip(problems, keys[10:], strict=False)
     }
-    _table(context, flow, descent, smooth, thresholds)
-    _claims(context, flow, descent, smooth, thresholds)
+    found = Found(flow, descent, smooth, thresholds)
+    _table(context, found)
+    _claims(context, found)
     weights = start(keys[12], problems["logistic"], widths(k_0, 3, HIDDEN), SCALE)
     rates = growth(problems["logistic"], weights, data.found.direction)
     _claims_on_identities(context, rates, drifts)
     _claims_on_assumption_2(context)
-    _draw(context, flow, descent, smooth, thresholds)
+    _draw(context, found)
 
 
-def _table(
-    context: Context,
-    flow: dict[int, Bounds],
-    descent: dict[int, Bounds],
-    smooth: dict[int, np.ndarray],
-    thresholds: dict[str, Threshold],
-) -> None:
+def _table(context: Context, found: Found) -> None:
     rows: list[tuple[str, np.ndarray]] = []
-    for name, found in (("Lemma 2", flow), ("Lemma 8", descent)):
-        for depth, bounds in found.items():
-            rows.append((f"{name}, excess, L = {depth}", bounds.excess))
-            rows.append((f"{name}, alignment, L = {depth}", bounds.alignment))
-    rows += [(f"Lemma 5, L = {depth}", values) for depth, values in smooth.items()]
-    rows += [(f"Lemma 4, {loss}", found.needed) for loss, found in thresholds.items()]
+    for lemma, _, by_depth in found.along:
+        for depth, bounds in by_depth.items():
+            rows.append((f"Lemma {lemma}, excess, L = {depth}", bounds.excess))
+            rows.append((f"Lemma {lemma}, alignment, L = {depth}", bounds.alignment))
+    rows += [(f"Lemma 5, L = {depth}", values) for depth, values in found.smooth.items()]
+    rows += [(f"Lemma 4, {loss}", rays.needed) for loss, rays in found.thresholds.items()]
     quantiles = np.array([np.quantile(values, (0.1, 0.5, 0.9, 1.0)) for _, values in rows])
     context.table(
         "shares",
@@ -295,16 +314,9 @@ def _table(
     )
 
 
-def _claims(
-    context: Context,
-    flow: dict[int, Bounds],
-    descent: dict[int, Bounds],
-    smooth: dict[int, np.ndarray],
-    thresholds: dict[str, Threshold],
-) -> None:
-    for lemma, found in (("2", flow), ("8", descent)):
-        where = "gradient flow" if lemma == "2" else "descent under Assumption 5"
-        size = sum(bounds.excess.size for bounds in found.values())
+def _claims(context: Context, found: Found) -> None:
+    for lemma, where, by_depth in found.along:
+        size = sum(bounds.excess.size for bounds in by_depth.values())
         for name, statement in (
             ("excess", "|W_k|_F^2 - |W_k|_2^2 is at most the printed constant"),
             ("alignment", "1 - <v_(k+1), u_k>^2 is at most the printed bound"),
@@ -313,35 +325,35 @@ def _claims(
                 f"lemma_{lemma}_{name}",
                 f"{PAPER}, Lemma {lemma}",
                 f"along {where}, {statement}: largest share of it, {size:,} measurements, L = "
-                f"{', '.join(map(str, found))}",
+                f"{', '.join(map(str, by_depth))}",
                 bound=1.0,
-                measured=max(getattr(bounds, name).max() for bounds in found.values()),
+                measured=max(getattr(bounds, name).max() for bounds in by_depth.values()),
                 tolerance=ROUNDOFF,
             )
     context.claim_below(
         "lemma_5",
         f"{PAPER}, Lemma 5",
         "the gradient is beta(R)-Lipschitz on the ball: largest quotient over beta(R), "
-        f"{sum(values.size for values in smooth.values()):,} pairs",
+        f"{sum(values.size for values in found.smooth.values()):,} pairs",
         bound=1.0,
-        measured=max(values.max() for values in smooth.values()),
+        measured=max(values.max() for values in found.smooth.values()),
     )
     context.claim_above(
         "lemma_5_tight",
         f"{PAPER}, Lemma 5",
         "and the bound is within a factor of 10: the same",
         bound=0.1,
-        measured=max(values.max() for values in smooth.values()),
+        measured=max(values.max() for values in found.smooth.values()),
         expected="refuted",
     )
-    for loss, found in thresholds.items():
+    for loss, rays in found.thresholds.items():
         context.claim_above(
             f"lemma_4_{loss}",
             f"{PAPER}, Lemma 4",
             f"{loss} loss: beyond the threshold <w_perp, dR/dw> >= 0: least, over the norms, "
-            f"{len(found.needed):,} rays",
+            f"{len(rays.needed):,} rays",
             bound=0.0,
-            measured=found.slack,
+            measured=rays.slack,
         )
         context.claim_above(
             f"lemma_4_tight_{loss}",
@@ -349,7 +361,7 @@ def _claims(
             f"{loss} loss: and not by far before it: largest size where the sign settles, over the "
             "threshold",
             bound=0.5,
-            measured=found.needed.max(),
+            measured=rays.needed.max(),
             expected="refuted",
         )
 
@@ -422,13 +434,7 @@ def _claims_on_assumption_2(context: Context) -> None:
     )
 
 
-def _draw(
-    context: Context,
-    flow: dict[int, Bounds],
-    descent: dict[int, Bounds],
-    smooth: dict[int, np.ndarray],
-    thresholds: dict[str, Threshold],
-) -> None:
+def _draw(context: Context, found: Found) -> None:
     with context.figure(
         "lemmas",
         "What is bounded over its bound, as distributions over random networks; 1 (dotted) would "
@@ -440,16 +446,18 @@ def _draw(
         width="double",
         height=4.6,
     ) as (_, axes):
-        for panel, found, title in ((axes[0, 0], flow, "(a)"), (axes[0, 1], descent, "(b)")):
-            for depth, color in zip(found, COLORS, strict=False):
-                _distribution(panel, found[depth].excess, color, "-", f"$L={depth}$")
-                _distribution(panel, found[depth].alignment, color, "--")
-            panel.set(title=title, xlim=(1e-6, 3))
-        for (depth, values), color in zip(smooth.items(), COLORS, strict=False):
+        for panel, (_, _, by_depth), title in zip(
+            axes[0], found.along, ("(a)", "(b)"), strict=True
+        ):
+            for (depth, bounds), color in zip(by_depth.items(), COLORS, strict=False):
+                _distribution(panel, bounds.excess, color, "-", f"$L={depth}$")
+                _distribution(panel, bounds.alignment, color, "--")
+            panel.set(title=f"({title})", xlim=(1e-6, 3))
+        for (depth, values), color in zip(found.smooth.items(), COLORS, strict=False):
             _distribution(axes[1, 0], values, color, "-", f"$L={depth}$")
         axes[1, 0].set(title="(c)", xlim=(1e-6, 3))
-        for (loss, found), color in zip(thresholds.items(), COLORS[3:], strict=False):
-            _distribution(axes[1, 1], found.needed, color, "-", f"{loss} loss")
+        for (loss, rays), color in zip(found.thresholds.items(), COLORS[3:], strict=False):
+            _distribution(axes[1, 1], rays.needed, color, "-", f"{loss} loss")
         axes[1, 1].set(title="(d)", xlim=(1e-4, 3))
         for panel in axes.flat:
             panel.axvline(1, color="0.4", ls=":", lw=0.9)

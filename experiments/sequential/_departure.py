@@ -12,11 +12,11 @@ import numpy as np
 import alignjax as aj
 from alignjax.closed_forms import mode_flow
 from alignjax.linalg import matmul
+from experiments.runs import require_finished
 from experiments.sequential._modes import (
     Bases,
     problem_in,
     random_bases,
-    require_finished,
     start_in,
 )
 

@@ -21,10 +21,10 @@ from alignjax.closed_forms import (
     zero_target_bound,
 )
 from alignjax.theory.sequential import printed_separates, separation_margins
+from experiments.runs import require_finished
 from experiments.sequential._modes import (
     problem_in,
     random_bases,
-    require_finished,
     seen_from,
     start_in,
 )

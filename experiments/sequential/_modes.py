@@ -47,16 +47,3 @@ def start_in(bases: Bases, delta: Any) -> tuple[jax.Array, jax.Array]:
 def seen_from(bases: Bases, product: jax.Array) -> jax.Array:
     """``U^T W V``: a matrix, or a stack of them, in the bases of the problem."""
     return matmul(matmul(bases.U.T, product), bases.V)
-
-
-def require_finished(name: str, run: aj.Trajectory) -> aj.Trajectory:
-    """The run, if every one of its lanes came to its end.
-
-    Raises:
-        RuntimeError: A lane diverged or ran out of steps: its numbers would be those of a state
-            that stands still.
-    """
-    statuses = sorted(set(jnp.ravel(run.status).tolist()) - {int(aj.Status.COMPLETED)})
-    if statuses:
-        raise RuntimeError(f"{name}: runs ended early, with status {statuses}")
-    return run

@@ -16,12 +16,12 @@ from alignjax.theory.sequential import (
 )
 from experiments.context import Context
 from experiments.registry import experiment
+from experiments.runs import require_finished
 from experiments.sequential._autoencoder import PAPER
 from experiments.sequential._modes import (
     Bases,
     problem_in,
     random_bases,
-    require_finished,
     start_in,
 )
 from experiments.style import plt

@@ -21,6 +21,7 @@ from experiments.alignment._structured import block_means
 from experiments.context import Context
 from experiments.images import training_digits
 from experiments.registry import experiment
+from experiments.runs import require_finished
 from experiments.sequential._autoencoder import PAPER
 from experiments.sequential._departure import (
     Distances,
@@ -30,7 +31,6 @@ from experiments.sequential._departure import (
     norms,
     tilting_rate,
 )
-from experiments.sequential._modes import require_finished
 from experiments.style import COLORS, band
 
 SOURCE = f"{PAPER}, Theorem 1"

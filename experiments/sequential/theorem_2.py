@@ -13,11 +13,11 @@ from alignjax.closed_forms import mode_flow
 from alignjax.theory.sequential import limit_of_mode, limiting_norm, transition_times
 from experiments.context import Context
 from experiments.registry import experiment
+from experiments.runs import require_finished
 from experiments.sequential._autoencoder import PAPER
 from experiments.sequential._modes import (
     problem_in,
     random_bases,
-    require_finished,
     seen_from,
     start_in,
 )

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import comb
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from alignjax._validation import (
-    as_count,
-    as_real,
-    as_weights,
-    describe,
-    require_concrete,
-)
+from alignjax._validation import as_count, as_real, as_weights
 from alignjax.linalg import matmul
 from alignjax.losses import as_loss, exponential, logistic
-from alignjax.theory.margin.maximum_margin import MaximumMargin, check_signs
+from alignjax.theory.margin.maximum_margin import MaximumMargin, across_direction
 
 __all__ = [
     "alignment_bound",
@@ -32,6 +27,9 @@ __all__ = [
 ]
 
 Weights = Sequence[Float[Array, "k_i k_j"]]
+
+MOST_FACETS = 10_000_000
+"""Facets that a hull may have before its construction is refused: seconds, and a gigabyte."""
 
 
 def balancedness_constant(weights: Weights) -> Float[Array, ""]:
@@ -198,40 +196,48 @@ def support_spread(X: Float[Array, "n k_0"], labels: Any, found: MaximumMargin) 
 
     Raises:
         TypeError: if anything is traced, or ``found`` is no :class:`MaximumMargin`.
-        ValueError: for shapes or labels that do not fit.
+        ValueError: for shapes or labels that do not fit, or where the hull of so many support
+            vectors in so many dimensions could have more than ``MOST_FACETS`` facets.
 
     Source: Ji & Telgarsky 2019, Lemma 3.
     """
-    require_concrete((X, labels), "X or labels", "support_spread")
-    if not isinstance(found, MaximumMargin):
-        raise TypeError(f"found must come from max_margin, got {describe(found)}")
-    inputs = np.asarray(as_real(X, "X", ndim=2), np.float64)
-    z = inputs * check_signs(labels, len(inputs))[:, None]
-    u = np.asarray(found.direction, np.float64)
-    across = z - np.outer(z @ u, u)
-    size = np.linalg.norm(across, 2) if across.size else 0.0
-    _, values, rows = np.linalg.svd(across, full_matrices=False)
-    dimension = int((values > 1e-10 * max(size, np.linalg.norm(z, 2))).sum())
-    if dimension == 0:
+    points, basis, unit = across_direction(X, labels, found, "support_spread")
+    if not len(basis):
         return float("inf")
-    return _distance_to_boundary(across[found.support] @ rows[:dimension].T)
+    return unit * _distance_to_boundary(points[found.support])
 
 
 def _distance_to_boundary(points: np.ndarray) -> float:
-    """The distance from 0 to the boundary of a hull with 0 inside; 0 where it is not inside."""
+    """The distance from 0 to the boundary of a hull with 0 inside; 0 where it is not inside.
+
+    The points' largest entry is about 1.
+    """
     from scipy.spatial import ConvexHull
 
     count, dimension = points.shape
-    if np.linalg.matrix_rank(points, tol=1e-10 * np.abs(points).max()) < dimension:
+    # a hull that is flat has all of itself for a boundary
+    if np.linalg.matrix_rank(points - points[0], tol=1e-10) < dimension:
         return 0.0
     if dimension == 1:
         return float(max(min(points.max(), -points.min()), 0.0))
     if count == dimension + 1:
         # A simplex: Qhull's work grows like a power of the dimension, this does not.
-        facets = [np.delete(points, i, axis=0) for i in range(count)]
-        return min(_distance_of_facet(facet, points) for facet in facets)
+        sides = [np.delete(points, i, axis=0) for i in range(count)]
+        return min(_distance_of_facet(facet, points) for facet in sides)
+    facets = _most_facets(count, dimension)
+    if facets > MOST_FACETS:
+        raise ValueError(
+            f"found has {count} support vectors in {dimension} dimensions across its direction: "
+            f"their hull may have {facets:.1e} facets, more than {MOST_FACETS:.0e}"
+        )
     hull = ConvexHull(points)
     return float(max(-hull.equations[:, -1].max(), 0.0))
+
+
+def _most_facets(points: int, dimension: int) -> int:
+    """The largest number of facets of a hull, by McMullen's upper bound theorem."""
+    excess = points - dimension
+    return comb(points - (dimension + 1) // 2, excess) + comb(points - (dimension + 2) // 2, excess)
 
 
 def _distance_of_facet(facet: np.ndarray, points: np.ndarray) -> float:

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from alignjax._validation import as_raw, as_real, require_concrete
+from alignjax._validation import as_raw, as_real, describe, require_concrete
 
 __all__ = ["MaximumMargin", "NotSeparableError", "UndecidedError", "max_margin"]
 
 Host = np.ndarray
 
-_TOLERANCE = 1e-12  # of a convex combination that counts as 0, in units of the longest sample
+_TOLERANCE = 1e-12  # of a convex combination that counts as 0, in units of its samples' lengths
+_RANK = 1e-10  # of a singular value that counts as 0, in units of the largest entry
 _CUT = 64  # violated samples that join the working set at once
 
 
@@ -116,7 +117,8 @@ def max_margin(X: Float[Array, "n k_0"], labels: Shaped[Array, " n"]) -> Maximum
         combination = np.zeros(len(z))
         combination[working] = q / q.sum()
         residual = float(np.linalg.norm(combination @ z))
-        if residual <= _TOLERANCE:
+        # of the samples that it combines: a short one alone is no proof
+        if residual <= _TOLERANCE * float(combination @ np.linalg.norm(z, axis=1)):
             raise NotSeparableError(combination, residual * scale * length)
         raise UndecidedError(
             f"labels are separable by less than {residual * scale * length:.1e}, if at all, for "
@@ -147,6 +149,43 @@ def check_signs(labels: Any, samples: int) -> Host:
     if not np.isin(signs, (-1, 1)).all():
         raise ValueError(f"labels must be -1 or +1, got values {np.unique(signs)[:6].tolist()}")
     return signs.astype(np.float64)
+
+
+def across_direction(X: Any, labels: Any, found: Any, purpose: str) -> tuple[Host, Host, float]:
+    """The ``y_i x_i`` less their part along the direction of ``found``, in their own span.
+
+    Args:
+        X: inputs, shape ``(n, k_0)``.
+        labels: -1 or +1, shape ``(n,)``.
+        found: what :func:`max_margin` returned for them.
+        purpose: the function that messages name.
+
+    Returns:
+        ``(points (n, r), basis (r, k_0), unit)`` in float64: coordinates in an orthonormal basis
+        of their span, over the unit, so that squares neither over- nor underflow.
+
+    Raises:
+        TypeError: if anything is traced, or ``found`` is no :class:`MaximumMargin`.
+        ValueError: for shapes or labels that do not fit.
+    """
+    require_concrete((X, labels), "X or labels", purpose)
+    if not isinstance(found, MaximumMargin):
+        raise TypeError(f"found must come from max_margin, got {describe(found)}")
+    inputs = np.asarray(as_real(X, "X", ndim=2), np.float64)
+    z = inputs * check_signs(labels, len(inputs))[:, None]
+    u = np.asarray(found.direction, np.float64)
+    if u.shape != (z.shape[1],) or len(found.dual) != len(z):
+        raise ValueError(
+            f"found is for X of shape ({len(found.dual)}, {len(u)}), got shape {z.shape}"
+        )
+    # in float32 it is a unit vector to seven digits only
+    u = u / np.linalg.norm(u)
+    size = float(np.abs(z).max()) or 1.0
+    z = z / size
+    across = z - np.outer(z @ u, u)
+    _, values, rows = np.linalg.svd(across, full_matrices=False)
+    basis = rows[values > _RANK * np.sqrt(len(z))]
+    return across @ basis.T, basis, size
 
 
 def _least_distance(z: Host) -> tuple[Host, Host]:

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from alignjax._validation import as_count, as_real, describe, is_concrete, require_concrete
+from alignjax._validation import as_count, as_real, describe, is_concrete
 from alignjax.linalg import end_to_end
 from alignjax.problems import SampleProblem, check_weights, gradient
-from alignjax.theory.margin.maximum_margin import MaximumMargin, check_signs
+from alignjax.theory.margin.maximum_margin import MaximumMargin, across_direction
 
 __all__ = [
     "LateTimes",
@@ -94,17 +94,9 @@ def late_times(X: Float[Array, "n k_0"], labels: Any, found: MaximumMargin) -> L
         >>> late.offset.round(4).tolist(), round(late.level, 4)
         ([0.0, 0.231], 0.9449)
     """
-    require_concrete((X, labels), "X or labels", "late_times")
-    if not isinstance(found, MaximumMargin):
-        raise TypeError(f"found must come from max_margin, got {describe(found)}")
-    inputs = np.asarray(as_real(X, "X", ndim=2), np.float64)
-    z = inputs * check_signs(labels, len(inputs))[:, None]
-    u = np.asarray(found.direction, np.float64)
-    across = z - np.outer(z @ u, u)
-    size = float(np.linalg.norm(z, 2))
-    basis = _span(across, size)
-    points = across[found.support] @ basis.T
-    if np.linalg.matrix_rank(points, tol=1e-10 * size) < len(basis):
+    everything, basis, unit = across_direction(X, labels, found, "late_times")
+    points = everything[found.support]
+    if np.linalg.matrix_rank(points, tol=1e-10) < len(basis):
         raise ValueError(
             f"the support vectors of found span less than the samples (Assumption 3): "
             f"{len(points)} of them, for {len(basis)} dimensions across the direction; the limit "
@@ -112,14 +104,9 @@ def late_times(X: Float[Array, "n k_0"], labels: Any, found: MaximumMargin) -> L
         )
     v, total, hessian = _least_sum(points)
     margin = float(found.margin)
-    lag = margin**2 * np.linalg.solve(hessian, v)
-    return LateTimes(margin, jnp.asarray(v @ basis), jnp.asarray(lag @ basis), total / len(z))
-
-
-def _span(rows: np.ndarray, size: float) -> np.ndarray:
-    """An orthonormal basis of what the rows span, as rows."""
-    _, values, basis = np.linalg.svd(rows, full_matrices=False)
-    return basis[values > 1e-10 * size]
+    lag = (margin / unit) ** 2 * np.linalg.solve(hessian, v)
+    offset, behind = (jnp.asarray(part @ basis / unit) for part in (v, lag))
+    return LateTimes(margin, offset, behind, total / len(everything))
 
 
 def _least_sum(points: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
