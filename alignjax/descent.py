@@ -108,7 +108,7 @@ def gradient_descent(
         save_at=points,
         observe=observe,
         structure=layers,
-        engine=engines.resolve(engine),
+        engine=engines.resolve(engine, problem, weights, layers),
     )
 
 

@@ -1,151 +1,164 @@
-"""The XLA engine beside what one would write without this package."""
+"""Gradient descent on a batch of small networks, beside all that one would write instead."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 import alignjax as aj
-from benchmarks.timing import Contender, Row, compiled, differences, not_measured, race
+from benchmarks.peers import PEERS, Job, NotMeasured
+from benchmarks.peers.job import DEPTH, make_job
+from benchmarks.timing import Contender, Row, agree, compiled, not_measured, race, timed
 
-__all__ = ["run"]
+__all__ = ["OURS", "OURS_CPU", "OURS_XLA", "case_name", "flops", "on_cpu", "ours", "run"]
 
-DEPTH = 3
-STEPS = {4: 400, 9: 150, 16: 60, 32: 24, 64: 10}
-PLAIN = "plain JAX: jit(vmap(scan(grad)))"
-TORCH = "PyTorch: bmm loop, gradient by hand"
-GPU = "alignjax: XLA engine on a GPU"
+OURS = "alignjax"
+OURS_CPU = "alignjax: engine='cpu'"
+OURS_XLA = "alignjax: engine='xla'"
+# steps after which answers are compared, by width; also the fewest in a timed call
+STEPS = {2: 20, 4: 10, 9: 100, 16: 60, 32: 24, 64: 16, 128: 16, 256: 12}
+DOUBLE = {4: 10, 16: 60, 64: 16}
+# wide networks are fewer, so that a call with as many steps takes seconds
+BATCHES = {2: 16_384, 4: 16_384, 128: 128, 256: 32}
+BATCH = 1024
+TOLERANCE = {"float32": 1e-3, "float64": 1e-10}
 
 
-def run(*, repeats: int, steps: Mapping[int, int] = STEPS, batch: int = 1024) -> list[Row]:
+@contextmanager
+def on_cpu(dtype: str = "float32") -> Iterator[None]:
+    """Compute on the CPU, also where there is a GPU, and in float64 if asked."""
+    with (
+        jax.default_device(jax.devices("cpu")[0]),
+        jax.enable_x64(True) if dtype == "float64" else nullcontext(),
+    ):
+        yield
+
+
+def case_name(width: int, dtype: str) -> str:
+    """How a case is called in the table."""
+    return f"k = {width}, d = {DEPTH}" + (", float64" if dtype == "float64" else "")
+
+
+def flops(job: Job) -> float:
+    """Operations that a step needs: ``3 (d - 1)`` products of ``2 k^3`` for each network."""
+    return 3 * (DEPTH - 1) * 2 * job.width**3 * job.batch
+
+
+def ours(job: Job, steps: int, *, engine: str = "auto", name: str = OURS) -> Contender:
+    """The descent by alignjax.
+
+    Raises:
+        NotMeasured: if the engine is not here.
+    """
+    missing = aj.engines.unavailable()
+    if engine in missing:
+        raise NotMeasured(f"engine {engine!r} cannot run here: {missing[engine]}")
+    problem = aj.regression(job.X, job.Y)
+
+    def train(problem: Any, starts: Any, rates: Any) -> Any:
+        return jax.vmap(
+            lambda weights, rate: (
+                aj.gradient_descent(problem, weights, rate, steps=steps, engine=engine).weights
+            )
+        )(starts, rates)
+
+    return compiled(name, train, problem, *jax.device_put((job.starts, job.rates)), steps=steps)
+
+
+CONTENDERS: Mapping[str, Callable[[Job, int], Contender]] = {
+    OURS: ours,
+    OURS_CPU: partial(ours, engine="cpu", name=OURS_CPU),
+    OURS_XLA: partial(ours, engine="xla", name=OURS_XLA),
+    **PEERS,
+}
+"""Name to contender, in the order of the table."""
+
+
+def run(
+    *,
+    repeats: int,
+    steps: Mapping[int, int] = STEPS,
+    double: Mapping[int, int] = DOUBLE,
+    batches: Mapping[int, int] = BATCHES,
+    batch: int = BATCH,
+    seconds: float = 0.25,
+    contenders: Mapping[str, Callable[[Job, int], Contender]] = CONTENDERS,
+) -> list[Row]:
     """Whitened random regression, one problem, a batch of starts and learning rates.
+
+    All contenders take the same steps and answers are compared; who is done sooner than ``seconds``
+    is then timed over more steps, so that what happens once a call does not count.
 
     Args:
         repeats: timed calls of each contender.
-        steps: width k to steps in a call.
+        steps: width k to the steps after which answers are compared, in float32.
+        double: the same in float64.
+        batches: width k to trainings at once, where it is not ``batch``.
         batch: trainings at once.
+        seconds: how long a timed call should take at least.
+        contenders: who takes part; the first one's answer is what the others must give.
     """
     rows: list[Row] = []
-    for width, count in steps.items():
-        rows += _case(width, count, batch, repeats)
+    for dtype, chosen in (("float32", steps), ("float64", double)):
+        for width, count in chosen.items():
+            job = make_job(width, batches.get(width, batch), dtype=dtype)
+            with on_cpu(dtype):
+                rows += _case(job, count, repeats, seconds, contenders)
     return rows
 
 
-def _whitened(width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs with ``X^T X / n = I`` and random targets."""
-    random = np.random.default_rng(width)
-    samples = 4 * width
-    X = np.linalg.qr(random.standard_normal((samples, width)))[0] * np.sqrt(samples)
-    teacher = random.standard_normal((width, width)) / np.sqrt(width)
-    Y = X @ teacher.T + 0.1 * random.standard_normal((samples, width))
-    return X.astype(np.float32), Y.astype(np.float32)
-
-
-def _case(width: int, steps: int, batch: int, repeats: int) -> list[Row]:
-    X, Y = _whitened(width)
-    problem = aj.regression(X, Y)
-    target = jnp.asarray(Y.T @ X / len(X))
-    widths = (width,) * (DEPTH + 1)
-    keys = jax.random.split(jax.random.key(width), batch)
-    starts = jax.vmap(
-        lambda key: aj.initializers.gaussian(key, widths, 0.5 / np.sqrt(width), dtype=jnp.float32)
-    )(keys)
-    rates = jnp.linspace(0.005, 0.05, batch, dtype=jnp.float32)
-
-    def engine(problem: Any, starts: Any, rates: Any) -> Any:
-        return jax.vmap(
-            lambda weights, rate: aj.engines.advance(
-                problem, weights, rate, steps, max_steps=steps, engine="xla"
-            )[0]
-        )(starts, rates)
-
-    def plain(target: Any, starts: Any, rates: Any) -> Any:
-        return jax.vmap(lambda weights, rate: _plain(target, weights, rate, steps))(starts, rates)
-
-    contenders = [
-        compiled(
-            "alignjax: XLA engine",
-            engine,
-            problem,
-            starts,
-            rates,
-            steps=steps,
-            note="any input moment; checks every step for divergence",
-        ),
-        compiled(
-            PLAIN,
-            plain,
-            target,
-            starts,
-            rates,
-            steps=steps,
-            note="knows that the inputs are white; no check",
-        ),
-    ]
+def _case(
+    job: Job,
+    steps: int,
+    repeats: int,
+    seconds: float,
+    contenders: Mapping[str, Callable[[Job, int], Contender]],
+) -> list[Row]:
+    case = case_name(job.width, job.target.dtype.name)
+    present: list[Contender] = []
+    differences: list[float | None] = []
     absent: list[Row] = []
-    case = f"k = {width}, d = {DEPTH}"
-    if importlib.util.find_spec("torch"):
-        contenders.append(_torch(target, starts, rates, steps))
-    else:
-        why = "not measured: PyTorch is not installed"
-        absent.append(not_measured("engine", case, TORCH, runs=batch, why=why))
-    if jax.default_backend() == "cpu":
-        absent.append(
-            not_measured("engine", case, GPU, runs=batch, why="not measured: no GPU here")
-        )
+    expected: list[np.ndarray] = []
+    for name, contend in contenders.items():
+        try:
+            contender = contend(job, steps)
+        except NotMeasured as reason:
+            why = f"not measured: {reason}"
+            absent.append(not_measured("engine", case, name, runs=job.batch, why=why))
+            continue
+        answer, taken = timed(contender.call)
+        if present:
+            tolerance = TOLERANCE[job.target.dtype.name]
+            differences.append(agree(name, expected, answer, tolerance=tolerance))
+        else:
+            expected, differences = [np.asarray(w) for w in answer], [None]
+        more = _round(steps * seconds / taken)
+        if more > steps:
+            # what happened before the timed calls is told of the first program, met cold
+            contender = replace(
+                contend(job, more),
+                compile_seconds=contender.compile_seconds,
+                first_seconds=contender.first_seconds,
+            )
+        present.append(contender)
     measured = race(
         "engine",
         case,
-        contenders,
-        runs=batch,
+        present,
+        runs=job.batch,
         repeats=repeats,
-        differences=differences(contenders, tolerance=1e-3),
+        differences=differences,
+        flops=flops(job),
     )
     return measured + absent
 
 
-def _plain(target: Any, weights: Any, rate: Any, steps: int) -> Any:
-    """Autodiff of ``1/2 ||W_3 W_2 W_1 - target||^2``, the risk of white inputs up to a constant."""
-
-    def risk(weights: Any) -> Any:
-        first, second, third = weights
-        return 0.5 * jnp.sum((third @ (second @ first) - target) ** 2)
-
-    def step(weights: Any, _: None) -> Any:
-        return jax.tree.map(lambda w, g: w - rate * g, weights, jax.grad(risk)(weights)), None
-
-    return lax.scan(step, weights, length=steps)[0]
-
-
-def _torch(target: Any, starts: Any, rates: Any, steps: int) -> Contender:
-    """The same steps in eager PyTorch, on its CPU build's default number of threads."""
-    import torch
-
-    wanted = torch.tensor(np.array(target))
-    rate = torch.tensor(np.array(rates))[:, None, None]
-    given = [torch.tensor(np.array(w)) for w in starts]
-
-    def call() -> list[Any]:
-        first, second, third = (w.clone() for w in given)
-        with torch.no_grad():
-            for _ in range(steps):
-                inner = torch.bmm(second, first)
-                error = torch.bmm(third, inner) - wanted
-                back = torch.bmm(third.mT, error)
-                slopes = (
-                    torch.bmm(second.mT, back),
-                    torch.bmm(back, first.mT),
-                    torch.bmm(error, inner.mT),
-                )
-                for w, slope in zip((first, second, third), slopes, strict=True):
-                    w.sub_(rate * slope)
-        return [w.numpy() for w in (first, second, third)]
-
-    note = f"knows that the inputs are white; no check; {torch.get_num_threads()} threads"
-    return Contender(TORCH, call, steps, note=note)
+def _round(steps: float) -> int:
+    """Two significant digits."""
+    return int(float(f"{steps:.1e}"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +56,10 @@ def _contenders(side: tuple[int, int], steps: int, folder: Path) -> list[Contend
         axes = {"first": first, "second": second}
         return _risk(aj.sweep(train, axes, progress=False, **options), side)
 
-    def stored() -> Any:
-        return sweep(store=folder / "store.zarr", overwrite=True)
+    numbers = itertools.count()
+
+    def stored() -> Any:  # a new store each time: removing an old one is no part of a sweep
+        return sweep(store=folder / f"{next(numbers)}.zarr")
 
     start = time.perf_counter()
     jax.jit(jax.vmap(train)).lower(*grid).compile()
@@ -70,18 +75,40 @@ def _risk(results: Any, side: tuple[int, int]) -> list[np.ndarray]:
     return [np.asarray(results["risk"]).reshape(side)]
 
 
+class _CpuTimes:
+    """Calls a contender, and notes the processor time of all its threads."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self.seconds: list[float] = []
+
+    def __call__(self) -> Any:
+        start = time.process_time()
+        result = self._call()
+        self.seconds.append(time.process_time() - start)
+        return result
+
+
 def run(
     *,
     repeats: int,
     side: tuple[int, int] = (400, 250),
-    steps: Sequence[int] = (400, 1600),
+    steps: Sequence[int] = (400, 25_600),
 ) -> list[Row]:
-    """Time of whole calls, for short trainings and for long ones."""
+    """Time of whole calls, for short trainings and for long ones.
+
+    Ratios are of wall-clock time, in which idle cores count; notes tell those of processor time.
+    """
     rows: list[Row] = []
     for count in steps:
         with tempfile.TemporaryDirectory() as folder:
-            contenders = _contenders(side, count, Path(folder))
-            rows += race(
+            bare = _contenders(side, count, Path(folder))
+            clocks = [_CpuTimes(contender.call) for contender in bare]
+            contenders = [
+                dataclasses.replace(contender, call=clock)
+                for contender, clock in zip(bare, clocks, strict=True)
+            ]
+            measured = race(
                 "sweeps",
                 f"{count:,} steps",
                 contenders,
@@ -89,4 +116,11 @@ def run(
                 repeats=repeats,
                 differences=differences(contenders, tolerance=1e-4),
             )
+        processor = [statistics.median(clock.seconds[-repeats:]) for clock in clocks]
+        rows += [
+            dataclasses.replace(
+                row, note=f"{row.note}; processor {own:.2f} s, ratio {own / processor[0]:.2f}"
+            )
+            for row, own in zip(measured, processor, strict=True)
+        ]
     return rows

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-__all__ = ["Contender", "Row", "agree", "compiled", "not_measured", "race"]
+__all__ = [
+    "CLOCKS",
+    "Contender",
+    "Row",
+    "agree",
+    "clock",
+    "compiled",
+    "differences",
+    "not_measured",
+    "race",
+    "timed",
+    "uncompiled",
+    "usable_cores",
+]
 
 
 @dataclass(frozen=True)
@@ -23,6 +39,7 @@ class Contender:
         call: does the job and returns when it is done.
         steps: descent steps in one call.
         compile_seconds: tracing and compiling, which happened before; None where nothing compiles.
+        first_seconds: the first call, which happened before; None where nobody looked.
         note: what a reader must know to judge the comparison.
     """
 
@@ -30,6 +47,7 @@ class Contender:
     call: Callable[[], Any]
     steps: int
     compile_seconds: float | None = None
+    first_seconds: float | None = None
     note: str = ""
 
 
@@ -44,9 +62,11 @@ class Row:
         runs: independent trainings in one call.
         steps: descent steps in one call.
         compile_seconds: tracing and compiling.
+        first_seconds: the first call after that.
         run_seconds: median time of a call.
         spread: slowest call over fastest call.
         step_microseconds: ``run_seconds / steps`` for all runs together.
+        gflops: billions of floating-point operations a second, by a count that is the same for all.
         ratio: time per step over that of the first contender of the same case.
         difference: largest norm-wise relative difference between the peer's answer and the first
             contender's, over layers.
@@ -59,22 +79,74 @@ class Row:
     runs: int
     steps: int | None = None
     compile_seconds: float | None = None
+    first_seconds: float | None = None
     run_seconds: float | None = None
     spread: float | None = None
     step_microseconds: float | None = None
+    gflops: float | None = None
     ratio: float | None = None
     difference: float | None = None
     note: str = ""
 
 
+CLOCKS: Mapping[str, Callable[[], float]] = {
+    "wall": time.perf_counter,
+    "processor": time.process_time,
+}
+"""Processor time, of all threads of this process, says something while other programs run, too."""
+_chosen: ContextVar[str] = ContextVar("clock", default="wall")
+
+
+@contextmanager
+def clock(name: str) -> Iterator[None]:
+    """Time calls by this one of :data:`CLOCKS` while inside; compiling is always wall time."""
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def timed(call: Callable[[], Any], clock: str | None = None) -> tuple[Any, float]:
+    """What a call returns, and its seconds by a clock, that of :func:`clock` by default."""
+    now = CLOCKS[clock or _chosen.get()]
+    start = now()
+    result = call()
+    return result, now() - start
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def compiled(
     name: str, function: Callable[..., Any], *arguments: Any, steps: int, note: str = ""
 ) -> Contender:
-    """A contender that calls ``jit(function)(*arguments)``, compiled here."""
-    start = time.perf_counter()
-    program = jax.jit(function).lower(*arguments).compile()
-    seconds = time.perf_counter() - start
-    return Contender(name, lambda: jax.block_until_ready(program(*arguments)), steps, seconds, note)
+    """A contender that calls ``jit(function)(*arguments)``, compiled and called once here."""
+    program, seconds = timed(lambda: jax.jit(function).lower(*arguments).compile(), "wall")
+    return uncompiled(
+        name,
+        lambda: jax.block_until_ready(program(*arguments)),
+        steps=steps,
+        note=note,
+        compile_seconds=seconds,
+    )
+
+
+def uncompiled(
+    name: str,
+    call: Callable[[], Any],
+    *,
+    steps: int,
+    note: str = "",
+    compile_seconds: float | None = None,
+) -> Contender:
+    """A contender that is called once here, to know the first call's time."""
+    _, first = timed(call, "wall")
+    return Contender(name, call, steps, compile_seconds, first, note)
 
 
 def race(
@@ -85,16 +157,25 @@ def race(
     runs: int,
     repeats: int,
     differences: Sequence[float | None],
+    flops: float | None = None,
 ) -> list[Row]:
-    """Time contenders in turns, so that a slow moment of the machine meets all of them."""
+    """Time contenders in turns, so that a slow moment of the machine meets all of them.
+
+    Args:
+        benchmark: which benchmark.
+        case: at which size.
+        contenders: who is timed; ratios are to the first.
+        runs: independent trainings in one call.
+        repeats: timed calls of each contender, after one that is not.
+        differences: of the answers, one a contender.
+        flops: floating-point operations in a step of all runs together.
+    """
     seconds: list[list[float]] = [[] for _ in contenders]
     for contender in contenders:
         contender.call()
     for _ in range(repeats):
         for times, contender in zip(seconds, contenders, strict=True):
-            start = time.perf_counter()
-            contender.call()
-            times.append(time.perf_counter() - start)
+            times.append(timed(contender.call)[1])
     rows: list[Row] = []
     for times, contender, difference in zip(seconds, contenders, differences, strict=True):
         median = statistics.median(times)
@@ -105,14 +186,16 @@ def race(
                 case,
                 contender.name,
                 runs,
-                contender.steps,
-                contender.compile_seconds,
-                median,
-                max(times) / min(times),
-                step,
-                step / (rows[0].step_microseconds or step) if rows else 1.0,
-                difference,
-                contender.note,
+                steps=contender.steps,
+                compile_seconds=contender.compile_seconds,
+                first_seconds=contender.first_seconds,
+                run_seconds=median,
+                spread=max(times) / min(times),
+                step_microseconds=step,
+                gflops=None if flops is None else 1e-3 * flops / step,
+                ratio=step / (rows[0].step_microseconds or step) if rows else 1.0,
+                difference=difference,
+                note=contender.note,
             )
         )
     return rows

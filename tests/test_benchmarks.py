@@ -1,19 +1,38 @@
 """Every benchmark's peers give the same answer; nothing here looks at a time."""
 
 import importlib.util
+import io
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import benchmarks
 from alignjax import datasets
-from benchmarks import engine, moments, reduced, table_1
-from benchmarks.__main__ import main, record, table
-from benchmarks.timing import agree
+from alignjax.engines import available
+from benchmarks import engine, moments, peers, reduced, scaling, table_1, threads, timing
+from benchmarks.__main__ import BENCHMARKS, main, record
+from benchmarks.peers import c_kernel, pytorch
+from benchmarks.peers.job import make_job
+from benchmarks.report import SECTIONS, fill, table
+from benchmarks.targets import checks
+from benchmarks.timing import Row, agree
+
+TORCH = importlib.util.find_spec("torch") is not None
+needs_torch = pytest.mark.skipif(not TORCH, reason="PyTorch is not installed")
 
 
 def differences(rows):
     return {row.contender: row.difference for row in rows if row.difference is not None}
+
+
+def toy(contenders, **options):
+    """One width, few networks, no minimal time."""
+    given = {"steps": {3: 5}, "double": {}, "batches": {}, "batch": 19, "seconds": 0}
+    return engine.run(repeats=1, contenders=contenders, **given | options)
 
 
 def test_moments_peer_on_samples_gives_the_same_weights():
@@ -49,20 +68,200 @@ def test_table_1_without_images_says_not_measured():
     assert row.note == "not measured: CIFAR-10 is not available"
 
 
-def test_engine_peers_give_the_same_weights():
-    rows = engine.run(repeats=1, steps={4: 10}, batch=3)
-    found = differences(rows)
-    assert found[engine.PLAIN] < 1e-5
-    if importlib.util.find_spec("torch"):
-        assert found[engine.TORCH] < 1e-5
+REFERENCE = {peers.NUMPY: peers.PEERS[peers.NUMPY]}
 
 
-def test_a_missing_torch_is_a_row_that_says_not_measured(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    rows = engine.run(repeats=1, steps={4: 2}, batch=2)
-    (absent,) = [row for row in rows if row.contender == engine.TORCH]
+def test_every_contender_gives_the_weights_of_the_numpy_loop():
+    chosen = {
+        name: contend
+        for name, contend in engine.CONTENDERS.items()
+        if name not in (engine.OURS_XLA, peers.TORCH_COMPILED)
+    }
+    rows = toy(REFERENCE | chosen)
+    assert [row.contender for row in rows if row.note.startswith("not measured")] == [
+        name
+        for name, here in ((engine.OURS_CPU, "cpu" in available()), (peers.TORCH, TORCH))
+        if not here
+    ]
+    assert max(differences(rows).values()) < 1e-5
+
+
+def test_the_c_kernel_is_exact_in_float64_where_networks_do_not_fill_its_lanes():
+    job = make_job(5, 19, dtype="float64")
+    expected = peers.PEERS[peers.NUMPY](job, 7).call()
+    answer = c_kernel.train_in_c(job, 7).call()
+    assert agree("C", expected, answer, tolerance=1e-13) < 1e-13
+
+
+@needs_torch
+def test_a_compiled_torch_step_gives_the_same_weights():
+    job = make_job(3, 4)
+    expected = peers.PEERS[peers.NUMPY](job, 5).call()
+    answer = pytorch.train_in_compiled_torch(job, 5, backend="aot_eager").call()
+    assert agree("torch", expected, answer, tolerance=1e-5) < 1e-5
+
+
+def test_a_job_is_white_and_its_target_is_the_cross_moment():
+    job = make_job(4, 2, samples=30, dtype="float64")
+    np.testing.assert_allclose(job.X.T @ job.X / 30, np.eye(4), atol=1e-14)
+    np.testing.assert_allclose(job.target, job.Y.T @ job.X / 30, rtol=1e-13)
+
+
+def test_a_faster_contender_is_timed_over_more_steps():
+    (row,) = toy(REFERENCE, seconds=0.01)
+    assert row.steps > 5
+    # the same count of operations whoever works: 3 layers, 6 products
+    operations = 6 * 2 * 3**3 * 19
+    assert row.gflops == pytest.approx(1e-3 * operations / row.step_microseconds)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "reason"),
+    [
+        (peers.TORCH, "torch", "PyTorch is not installed"),
+        (peers.TORCH_COMPILED, "torch", "PyTorch is not installed"),
+        (peers.C_KERNEL, "compiler", "there is no C compiler"),
+        (peers.C_KERNEL, "flags", "the C compiler failed"),
+        (engine.OURS_CPU, "engine", "engine 'cpu' cannot run here: no kernel"),
+    ],
+)
+def test_who_cannot_run_is_a_row_that_says_not_measured(monkeypatch, name, spoil, reason):
+    if spoil == "torch":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    elif spoil == "compiler":
+        monkeypatch.setenv("CC", "no-such-compiler")
+    elif spoil == "flags":
+        monkeypatch.setattr(c_kernel, "FLAGS", ("--no-such-flag",))
+    else:
+        monkeypatch.setattr(engine.aj.engines, "unavailable", lambda: {"cpu": "no kernel"})
+    rows = toy(REFERENCE | {name: engine.CONTENDERS[name]})
+    (absent,) = [row for row in rows if row.contender == name]
     assert absent.run_seconds is None
-    assert absent.note.startswith("not measured")
+    assert absent.note.startswith(f"not measured: {reason}")
+
+
+def test_scaling_divides_by_what_a_size_should_cost():
+    rows = scaling.run(repeats=1, networks=(2,), steps=(2,), depths=(2, 3), samples=(20,))
+    time = {row.contender: row.step_microseconds for row in rows}
+    (deep,) = [row for row in rows if row.contender == "alignjax, 3 layers"]
+    grows = time["alignjax, 3 layers"] / time["alignjax, 2 layers"]
+    assert deep.ratio == pytest.approx(grows * 4 / 7)
+    assert {row.case for row in rows} == set(scaling.SERIES)
+
+
+WORKER = """
+import sys
+print("ready", flush=True)
+for _ in sys.stdin:
+    print(3.0 if sys.argv[1] == "0,1" else 2.0 + int(sys.argv[1]), flush=True)
+"""
+
+
+def test_one_process_is_compared_with_the_slower_of_two(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(threads, "WORKER", (sys.executable, "-c", WORKER))
+    one, two = threads.run(repeats=2, steps={9: 3}, batch=4)
+    assert (one.contender, one.run_seconds) == (threads.ONE, 3.0)
+    assert (two.contender, two.run_seconds, two.ratio) == (threads.TWO, 3.0, 1.0)
+
+
+def test_a_worker_that_dies_is_told(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(threads, "WORKER", (sys.executable, "-c", "exit(7)"))
+    with pytest.raises(RuntimeError, match="ended with 7"):
+        threads.run(repeats=1, steps={9: 3}, batch=4)
+
+
+def test_a_worker_pins_itself_and_answers_each_line_with_a_time(monkeypatch, capsys):
+    pinned = []
+    monkeypatch.setattr(
+        os, "sched_setaffinity", lambda _, cores: pinned.append(cores), raising=False
+    )
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n"))
+    threads.serve("0,1", width=2, batch=4, steps=2)
+    ready, *seconds = capsys.readouterr().out.split()
+    assert (pinned, ready, len(seconds)) == ([{0, 1}], "ready", 2)
+    assert all(float(second) > 0 for second in seconds)
+
+
+def test_on_one_core_threads_are_not_measured(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    rows = threads.run(repeats=1, steps={2: 2})
+    assert [row.note.startswith("not measured") for row in rows] == [True, True]
+
+
+def measured(contender, gflops, width=16, **more):
+    return Row("engine", engine.case_name(width, "float32"), contender, 1, gflops=gflops, **more)
+
+
+def test_targets_compare_alignjax_with_each_peer_at_the_same_width():
+    rows = [
+        measured(engine.OURS, 30.0),
+        measured(peers.PLAIN, 40.0),
+        measured(peers.TORCH, 10.0),
+        measured(peers.C_KERNEL, None),
+        measured(peers.TORCH, 1000.0, width=4),
+        Row("scaling", "steps", "alignjax, 1 steps", 1, ratio=1.0),
+        Row("scaling", "steps", "alignjax, 2 steps", 1, ratio=1.2),
+        Row("threads", "k = 9, d = 3", threads.TWO, 1, ratio=0.97),
+    ]
+    assert [str(check) for check in checks(rows)] == [
+        "≥ 3× PyTorch at k = 16: 3 ✓",
+        "≥ 1× plain JAX at k = 16: 0.75 ✗",
+        "≥ 0.6× plain C at k = 16: not measured",
+        "≤ 1.1× linear in steps: 1.2 ✗",
+        "≥ 0.95× two processes, k = 9: 0.97 ✓",
+    ]
+
+
+def test_a_page_is_filled_with_what_was_measured():
+    rows = [measured(engine.OURS, 3.0), measured(peers.NUMPY, 0.5), measured(peers.TORCH, None)]
+    page = "".join(f"{name}\n<!-- {name} -->\nold\n<!-- end -->\n" for name in SECTIONS)
+    filled = fill(page, rows)
+    assert fill(filled, rows) == filled
+    assert "old" not in filled
+    assert filled.startswith(
+        f"""engine
+<!-- engine -->
+
+| case | batch | {engine.OURS} | {peers.TORCH} | {peers.NUMPY} |
+| --- | --- | --- | --- | --- |
+| k = 16, d = 3 | 1 | 3 | – | 0.5 |
+
+<!-- end -->
+"""
+    )
+
+
+def test_a_page_without_a_place_is_refused():
+    with pytest.raises(ValueError, match="no '<!-- engine -->'"):
+        fill("# Benchmarks", [])
+
+
+def test_the_page_shows_what_is_stored_beside_it():
+    folder = Path(benchmarks.__file__).parent
+    stored = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert fill(page, [Row(**row) for row in stored["rows"]]) == page
+
+
+def test_what_was_written_is_read_and_drawn(tmp_path, capsys):
+    rows = [measured(engine.OURS, 3.0 * k, width=k) for k in (2, 4)]
+    rows.append(Row("scaling", "depth", "alignjax, 2 layers", 1, ratio=1.0))
+    stored, figure = tmp_path / "results.json", tmp_path / "engine.png"
+    stored.write_text(json.dumps(record(rows, 1)))
+    assert main(["--read", str(stored), "--figure", str(figure)]) == 0
+    assert table(rows) in capsys.readouterr().out
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_call_is_timed_by_the_chosen_clock_and_by_wall_time_afterwards(monkeypatch):
+    ticks = {"wall": iter([1.0, 2.0]), "processor": iter([10.0, 40.0])}
+    for name, times in ticks.items():
+        monkeypatch.setitem(timing.CLOCKS, name, times.__next__)
+    with timing.clock("processor"):
+        assert timing.timed(lambda: "answer") == ("answer", 30.0)
+    assert timing.timed(lambda: None)[1] == 1.0
 
 
 @pytest.mark.parametrize("wrong", [1.01, np.nan])
@@ -73,7 +272,7 @@ def test_a_wrong_answer_stops_the_benchmark(wrong):
 
 
 def test_table_and_record_hold_every_row():
-    rows = reduced.run(repeats=1, width=3, runs=2, steps=2, full_steps=2)
+    rows = [measured(engine.OURS, 3.0), measured(peers.TORCH, None)]
     assert len(table(rows).splitlines()) == 2 + len(rows)
     stored = json.loads(json.dumps(record(rows, 1)))
     assert len(stored["rows"]) == len(rows)
@@ -84,7 +283,4 @@ def test_table_and_record_hold_every_row():
 def test_an_unknown_name_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["nothing"])
-    assert (
-        "NAME must be among moments, reduced, engine, structures, staircase, sweeps, table_1, "
-        "got nothing" in capsys.readouterr().err
-    )
+    assert f"NAME must be among {', '.join(BENCHMARKS)}, got nothing" in capsys.readouterr().err

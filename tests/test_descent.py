@@ -300,8 +300,9 @@ def test_branches_stay_branches_under_vmap_and_compile_time_does_not_grow_with_s
     problem = aj.regression(*data())
 
     def one(rate, steps=50):
+        save_at = (1, 30, steps)
         return aj.gradient_descent(
-            problem, network(), rate, steps=steps, save_at=(1, 30, steps), until=until
+            problem, network(), rate, steps=steps, save_at=save_at, until=until, engine="xla"
         )
 
     single = primitives(jax.make_jaxpr(one)(0.1).jaxpr)

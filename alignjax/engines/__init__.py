@@ -1,37 +1,79 @@
 """How many steps of gradient descent are executed.
 
 An engine has one job: ``advance(problem, state, learning_rate, steps, *, max_steps, structure) ->
-(state, taken)``. Saving, observing and stopping sit outside. ``"xla"`` is the reference.
+(state, taken)``. Saving, observing and stopping sit outside. ``"xla"`` is the reference and runs
+everything, everywhere. ``"cpu"`` and ``"gpu"`` run all steps of a segment in one kernel, for least
+squares by moments; their derivatives are those of the reference. ``"auto"`` is the fastest one for
+the platform that a program is compiled for, judged by the problem, its widths and its precision.
 """
 
 from __future__ import annotations
 
 from jaxtyping import Array
 
-from alignjax.engines import xla
+from alignjax.engines import fused, xla
 from alignjax.problems import ByOutputs, Problem
 from alignjax.structures import Structure
 
-__all__ = ["advance", "available", "resolve"]
+__all__ = ["advance", "available", "resolve", "unavailable"]
 
-_ENGINES = {"xla": xla.advance}
+_NAMES = ("xla", *fused.KERNELS)
 
 
 def available() -> tuple[str, ...]:
-    """The names of the engines that can run here."""
-    return tuple(_ENGINES)
+    """The names of the engines that can run here.
+
+    Example:
+        >>> import alignjax as aj
+        >>> "xla" in aj.engines.available()
+        True
+    """
+    missing = unavailable()
+    return tuple(name for name in _NAMES if name not in missing)
 
 
-def resolve(engine: str) -> str:
-    """The engine that ``engine`` stands for; ``"auto"`` picks the fastest that applies.
+def unavailable() -> dict[str, str]:
+    """The names of the engines that cannot run here, and why."""
+    return fused.reasons_for_absence()
+
+
+def resolve(
+    engine: str,
+    problem: Problem | ByOutputs,
+    state: tuple[Array, ...],
+    structure: tuple[Structure, ...] | None = None,
+) -> str:
+    """The engine for this problem: the one that is named, if it runs it.
+
+    Args:
+        engine: a name, or ``"auto"``.
+        problem: what is learned.
+        state: the weights, or with ``structure`` the coefficients; only shapes and dtype count.
+        structure: one structure a layer, or None for matrices.
+
+    Returns:
+        A name that :func:`advance` takes; ``"auto"`` where the platform is to decide.
 
     Raises:
-        ValueError: for an unknown engine.
+        ValueError: for an unknown engine, or one that cannot run here, or not this problem.
     """
     if engine == "auto":
-        return "xla"
-    if not isinstance(engine, str) or engine not in _ENGINES:
-        raise ValueError(f"engine must be 'auto' or one of {sorted(_ENGINES)}, got {engine!r}")
+        return engine if fused.that_pay(problem, state, structure) else "xla"
+    if not isinstance(engine, str) or engine not in _NAMES:
+        raise ValueError(f"engine must be 'auto' or one of {list(_NAMES)}, got {engine!r}")
+    if engine == "xla":
+        return engine
+    if engine in unavailable():
+        raise ValueError(
+            f"engine must be 'auto' or one of {list(available())}, got {engine!r}, which cannot "
+            f"run here: {unavailable()[engine]}"
+        )
+    misfit = fused.unsupported(engine, problem, state, structure)
+    if misfit is not None:
+        raise ValueError(
+            f"engine {engine!r} runs least squares by moments on dense layers, not {misfit}: leave "
+            f"engine out, or take 'xla'"
+        )
     return engine
 
 
@@ -58,6 +100,23 @@ def advance(
 
     Returns:
         The state after the steps, or the last one before divergence, and the steps taken.
+
+    Raises:
+        ValueError: as :func:`resolve`.
     """
-    run = _ENGINES[resolve(engine)]
-    return run(problem, state, learning_rate, steps, max_steps=max_steps, structure=structure)
+    name = resolve(engine, problem, state, structure)
+    if name == "xla":
+        return xla.advance(
+            problem, state, learning_rate, steps, max_steps=max_steps, structure=structure
+        )
+    auto = name == "auto"
+    kernels = fused.that_pay(problem, state, structure) if auto else (name,)
+    return fused.advance(
+        problem,
+        state,
+        learning_rate,
+        steps,
+        max_steps=max_steps,
+        kernels=kernels,
+        elsewhere=auto,
+    )

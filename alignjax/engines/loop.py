@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from math import isqrt
+from operator import or_
 from typing import Any, TypeVar
 
 import jax
@@ -11,9 +13,20 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-__all__ = ["guarded_steps", "repeat"]
+__all__ = ["guarded_steps", "repeat", "tied"]
 
 State = TypeVar("State")
+
+
+def tied(state: State, others: Any) -> State:
+    """The same arrays, which in the eyes of a tracer depend on ``others``.
+
+    Inside ``shard_map`` a loop's carry has to vary along a mesh axis from the start if it ever
+    does, and so do the results of a branch if those of another one do. The compiler sees through
+    it.
+    """
+    anchor = reduce(or_, [(leaf != leaf).any() for leaf in jax.tree.leaves(others)])
+    return jax.tree.map(lambda leaf: jnp.where(anchor, leaf, leaf), state)
 
 
 def repeat(
@@ -88,6 +101,8 @@ def guarded_steps(
         return state, slope, ok, taken + ok.astype(jnp.int32)
 
     slope, ok = evaluate(state, jnp.zeros((), jnp.int32))
-    carry = (state, slope, ok, jnp.zeros((), jnp.int32))
+    # Not a constant: inside `shard_map` it varies as `ok` does.
+    taken = jnp.where(ok, jnp.int32(0), jnp.int32(0))
+    carry = (state, slope, ok, taken)
     state, _, _, taken = repeat(body, carry, steps, max_steps=max_steps)
     return state, taken

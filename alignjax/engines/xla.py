@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from alignjax.engines.loop import guarded_steps
+from alignjax.engines.loop import guarded_steps, tied
 from alignjax.engines.structured import checked_structured_gradient
 from alignjax.problems import ByOutputs, Problem, checked_gradient, from_span, to_span
 from alignjax.structures import Structure
@@ -30,11 +30,14 @@ def advance(
 ) -> tuple[State, Array]:
     """Gradient descent: ``W_i <- W_i - eta_i dR/dW_i``, ``steps`` times or until it diverges."""
     if structure is not None:
-        look = partial(checked_structured_gradient, problem.by_outputs(), structure)
+        outputs = problem.by_outputs()
+        look = partial(checked_structured_gradient, outputs, structure)
+        state = tied(state, (outputs, learning_rate))
         return _descend(look, state, learning_rate, steps, max_steps)
     assert isinstance(problem, Problem)
     core, start = to_span(problem, state)
     look = partial(checked_gradient, core)
+    start = tied(start, (core, learning_rate))
     moved, taken = _descend(look, start, learning_rate, steps, max_steps)
     return from_span(problem, state, moved), taken
 

@@ -1,0 +1,93 @@
+"""The compiled kernels for CPUs: found, loaded and registered when they are first asked for."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+__all__ = ["FILE", "TARGET", "instruction_sets", "reason_for_absence", "select"]
+
+FILE = Path(__file__).with_name("_cpu_kernels.so")
+"""Where the package's build puts them."""
+
+TARGET = "alignjax_advance"
+"""The name under which XLA knows them."""
+
+_VARIABLE = "ALIGNJAX_CPU_ISA"
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    library: ctypes.CDLL | None
+    reason: str | None
+
+
+_loaded: _Loaded | None = None
+_lock = threading.Lock()
+
+
+def reason_for_absence() -> str | None:
+    """Why there are no compiled kernels here, or None if there are; loads them on the first call.
+
+    Raises:
+        ValueError: if the environment variable ``ALIGNJAX_CPU_ISA`` names no instruction set that
+            runs here.
+    """
+    return _load().reason
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """The instruction sets that the kernels have code for and that run here, the fastest first."""
+    library = _load().library
+    names: list[str] = []
+    while library is not None and (name := library.alignjax_instruction_set(len(names))):
+        names.append(name.decode())
+    return tuple(names)
+
+
+def select(name: str) -> None:
+    """Use one of :func:`instruction_sets` from now on; by default the fastest is used.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    _select(_load().library, name, "name")
+
+
+def _load() -> _Loaded:
+    global _loaded
+    with _lock:
+        if _loaded is None:
+            _loaded = _open()
+        return _loaded
+
+
+def _open() -> _Loaded:
+    if not FILE.exists():
+        return _Loaded(
+            None,
+            "the package was installed without its compiled kernels: they need GCC 12 or Clang, "
+            "or a newer one of them, when it is installed",
+        )
+    try:
+        library = ctypes.CDLL(str(FILE))
+        jax.ffi.register_ffi_target(
+            TARGET, jax.ffi.pycapsule(library.alignjax_advance), platform="cpu"
+        )
+    except Exception as error:  # whatever this platform or this jaxlib objects to
+        return _Loaded(None, f"its compiled kernels cannot be loaded: {error}")
+    library.alignjax_instruction_set.restype = ctypes.c_char_p
+    wanted = os.environ.get(_VARIABLE)
+    if wanted:
+        _select(library, wanted, _VARIABLE)
+    return _Loaded(library, None)
+
+
+def _select(library: ctypes.CDLL | None, name: str, argument: str) -> None:
+    if library is None or not library.alignjax_select(name.encode()):
+        raise ValueError(f"{argument} must be one of the instruction sets here, got {name!r}")

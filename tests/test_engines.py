@@ -1,0 +1,337 @@
+"""The compiled engine against the reference: values, batches, derivatives, divergence, refusals."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import alignjax as aj
+from alignjax.engines import fused, library
+from tests.chains import cases, difference
+
+needs_kernels = pytest.mark.skipif(
+    library.reason_for_absence() is not None, reason=str(library.reason_for_absence())
+)
+LARGEST = float(np.finfo(np.float64).max)
+
+
+def case(widths, *, samples=12, batch=5, seed=0, dtype=np.float64, scale=0.5):
+    """Data, a stack of starts and a stack of per-layer rates."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(samples, widths[0])).astype(dtype)
+    Y = rng.normal(size=(samples, widths[-1])).astype(dtype)
+    starts = tuple(
+        (scale * rng.normal(size=(batch, rows, cols)) / cols**0.5).astype(dtype)
+        for cols, rows in pairwise(widths)
+    )
+    return X, Y, starts, rng.uniform(0.01, 0.05, (batch, len(starts))).astype(dtype)
+
+
+def advance(problem, weights, rates, steps=50, *, engine="cpu"):
+    return aj.engines.advance(problem, weights, rates, steps, max_steps=50, engine=engine)
+
+
+def over_batch(problem, engine):
+    return jax.jit(jax.vmap(lambda w, r: advance(problem, w, r, engine=engine)))
+
+
+def assert_close(found, expected, rtol):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max())
+
+
+SHAPES = {
+    "depth 1": (4, 3),
+    "square": (4, 4, 4, 4),
+    "narrow outputs, 6 layers": (3, 4, 5, 3, 4, 6, 2),
+    "narrow inputs": (2, 5, 4, 3),
+    "bottleneck": (6, 4, 2, 7, 5),
+    "outside the span": (17, 5, 13),
+    "wide": (30, 37, 26, 33),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("widths", SHAPES.values(), ids=SHAPES)
+def test_cpu_equals_xla_within_roundoff(widths):
+    X, Y, starts, rates = case(widths)
+    problem = aj.regression(X, Y)
+    found, expected = (over_batch(problem, name)(starts, rates) for name in ("cpu", "xla"))
+    assert_close(found[0], expected[0], 1e-12)
+    np.testing.assert_array_equal(found[1], 50)
+
+
+@needs_kernels
+@pytest.mark.parametrize("widths", [(4, 4, 4), (30, 30, 30)], ids=["lanes", "columns"])
+def test_cpu_in_float32_is_no_worse_than_xla(widths):
+    X, Y, starts, rates = case(widths, dtype=np.float32, batch=16)
+    exact = over_batch(aj.regression(*map(np.float64, (X, Y))), "xla")(
+        tuple(map(np.float64, starts)), np.float64(rates)
+    )[0]
+    problem = aj.regression(X, Y)
+    found, other = (over_batch(problem, name)(starts, rates)[0] for name in ("cpu", "xla"))
+
+    def error(weights):
+        pairs = zip(weights, exact, strict=True)
+        return max(float(np.abs(w - e).max()) for w, e in pairs)
+
+    assert found[0].dtype == np.float32
+    assert error(found) <= 2 * error(other)
+
+
+@needs_kernels
+def test_any_nesting_of_batches_equals_xla():
+    X, Y, starts, _ = case((3, 4, 2), batch=2)
+    Xs, Ys = np.stack([X, 2 * X, X - 1]), np.stack([Y, Y, Y + 1])
+    rates = np.array([0.01, 0.02, 0.04, 0.05])
+
+    def run(engine, x, y, weights, rate):
+        return advance(aj.regression(x, y), weights, rate, engine=engine)
+
+    found, expected = [], []
+    for engine, out in (("cpu", found), ("xla", expected)):
+        over_rates = jax.vmap(partial(run, engine), (None, None, None, 0))
+        over_starts = jax.vmap(over_rates, (None, None, 0, None))
+        out.append(jax.jit(jax.vmap(over_starts, (0, 0, None, None)))(Xs, Ys, starts, rates))
+    assert found[0][1].shape == (3, 2, 4)
+    assert_close(found, expected, 1e-12)
+
+
+@needs_kernels
+def test_what_a_batch_shares_is_handed_over_once():
+    X, Y, starts, rates = case((4, 4, 4), batch=7)
+    problem = aj.regression(X, Y)
+    text = jax.jit(jax.vmap(lambda w, r: advance(problem, w, r))).lower(starts, rates).as_text()
+    (call,) = [line for line in text.splitlines() if "custom_call @alignjax_advance" in line]
+    operands = call.rpartition("->")[0]
+    assert operands.count("tensor<1x4x4xf64>") == 4  # two moments, the minimizer, its slope
+    assert operands.count("tensor<7x4x4xf64>") == 2  # the layers
+
+
+@needs_kernels
+@pytest.mark.parametrize("widths", [(4, 4, 4), (5, 3, 5), (28, 5, 28)])
+def test_no_bit_depends_on_neighbours_or_place(widths):
+    X, Y, starts, rates = case(widths, batch=37)
+    problem = aj.regression(X, Y)
+    together = over_batch(problem, "cpu")(starts, rates)[0]
+    order = np.random.default_rng(1).permutation(37)[:19]
+    shuffled = over_batch(problem, "cpu")(tuple(w[order] for w in starts), rates[order])[0]
+    alone = jax.jit(lambda w, r: advance(problem, w, r))(tuple(w[4] for w in starts), rates[4])[0]
+    wild = np.where(np.arange(37)[:, None] % 3 == 1, 40.0, rates)  # those diverge
+    with_wild = over_batch(problem, "cpu")(starts, wild)[0]
+    calm = np.arange(37) % 3 != 1
+    for i in range(len(starts)):
+        np.testing.assert_array_equal(shuffled[i], together[i][order])
+        np.testing.assert_array_equal(alone[i], together[i][4])
+        np.testing.assert_array_equal(with_wild[i][calm], together[i][calm])
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "widths", [(3, 3, 3), (3, 4, 2), (2, 4, 3), (4, 2, 4), (3, 2), (30, 26, 28)]
+)
+def test_divergence_freezes_where_xla_freezes(widths):
+    X, Y, starts, _ = case(widths, batch=24)
+    rates = np.geomspace(0.01, 1e4, 24)
+    problem = aj.regression(X, Y)
+    found, taken = over_batch(problem, "cpu")(starts, rates)
+    expected, taken_by_xla = over_batch(problem, "xla")(starts, rates)
+    np.testing.assert_array_equal(taken, taken_by_xla)
+    assert 0 < taken.min() < taken.max() == 50
+    calm, lost = rates < 0.1, np.asarray(taken) < 50
+    assert_close([w[calm] for w in found], [w[calm] for w in expected], 1e-12)
+    # Roundoff grows along a diverging path, so that only the size of its end is meaningful.
+    for a, b in zip(found, expected, strict=True):
+        sizes = [np.log(np.linalg.norm(w[lost], axis=(1, 2))) for w in (a, b)]
+        np.testing.assert_allclose(*sizes, rtol=1e-6, atol=1e-6)
+
+
+@needs_kernels
+def test_the_largest_risk_is_the_square_root_of_the_largest_float():
+    # W grows a hundredfold a step from 1, so that the risk after n steps is 10^4n / 2.
+    problem, start = aj.from_moments(np.eye(1), np.zeros((1, 1)), 0.0), (np.ones((1, 1)),)
+    (weights,), taken = jax.jit(partial(advance, problem))(start, 101.0)
+    assert 0.5 * 1e4 ** int(taken) <= LARGEST**0.5 < 0.5 * 1e4 ** (int(taken) + 1)
+    np.testing.assert_allclose(weights[0, 0], 100.0 ** int(taken), rtol=1e-12)
+
+
+@needs_kernels
+def test_a_start_that_is_no_good_state_is_kept():
+    problem = aj.regression(np.eye(3), np.eye(3))
+    for bad in (np.nan, np.inf, 1e200):
+        start = (jnp.full((3, 3), bad), jnp.eye(3))
+        moved, taken = jax.jit(partial(advance, problem))(start, jnp.asarray(0.1))
+        assert taken == 0
+        for w, s in zip(moved, start, strict=True):
+            np.testing.assert_array_equal(w, s)
+
+
+@needs_kernels
+def test_no_steps_change_nothing():
+    problem = aj.regression(np.eye(3), np.eye(3))
+    start = (jnp.full((3, 3), 0.1), jnp.eye(3))
+    moved, taken = jax.jit(partial(advance, problem))(start, jnp.asarray(0.1), 0)
+    assert taken == 0
+    assert_close(moved, start, 0)
+
+
+@needs_kernels
+def test_gradient_descent_says_the_same_by_both_engines():
+    X, Y, starts, _ = case((3, 4, 2))
+    problem, start = aj.regression(X, Y), tuple(w[0] for w in starts)
+
+    def run(engine, rate):
+        save_at = (0, 3, 40)
+        return aj.gradient_descent(problem, start, rate, steps=60, save_at=save_at, engine=engine)
+
+    found, expected = (
+        jax.vmap(partial(run, name))(jnp.array([0.01, 0.1, 50.0])) for name in ("cpu", "xla")
+    )
+    np.testing.assert_array_equal(found.status, expected.status)
+    assert found.status[2] == aj.Status.DIVERGED
+    np.testing.assert_array_equal(found.stopped_at, expected.stopped_at)
+    assert_close(found.observations["risk"][:2], expected.observations["risk"][:2], 1e-12)
+
+
+@needs_kernels
+def test_derivatives_are_those_of_xla():
+    X, Y, starts, _ = case((3, 4, 2))
+    start, rates = tuple(w[0] for w in starts), jnp.array([0.02, 0.2, 60.0])
+
+    def loss(engine, rate, weights, x):
+        moved, _ = advance(aj.regression(x, Y), weights, rate, 20, engine=engine)
+        return sum((w**3).sum() for w in moved)
+
+    def all_of_them(engine):
+        f = partial(loss, engine)
+        return (
+            jax.vmap(jax.grad(f, (0, 1, 2)), (0, None, None))(rates, start, X),
+            jax.grad(lambda r: jax.vmap(f, (0, None, None))(r, start, X)[:2].sum())(rates),
+        )
+
+    found, expected = (jax.jit(all_of_them, static_argnums=0)(name) for name in ("cpu", "xla"))
+    assert_close(found, expected, 1e-12)
+
+
+@needs_kernels
+def test_it_runs_inside_shard_map():
+    X, Y, starts, _ = case((3, 4, 2))
+    problem, start = aj.regression(X, Y), tuple(w[0] for w in starts)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("runs",))
+    axis = jax.sharding.PartitionSpec("runs")
+    rates = jnp.linspace(0.01, 0.1, 6)
+    for engine in ("cpu", "xla", "auto"):
+        run = jax.vmap(partial(advance, problem, start, engine=engine))
+        sharded = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=axis, out_specs=axis))
+        assert_close(sharded(rates), jax.jit(run)(rates), 1e-14)
+
+
+@needs_kernels
+def test_auto_gives_each_platform_its_own_kernel(monkeypatch):
+    pytest.importorskip("jax.experimental.pallas.triton")
+    monkeypatch.setattr(fused, "_without_gpu", lambda: None)  # lowering needs no GPU
+    X, Y, starts, rates = case((4, 4, 4), dtype=np.float32)
+    run = jax.jit(jax.vmap(partial(advance, aj.regression(X, Y), engine="auto")))
+    traced = run.trace(starts, rates)
+    texts = {
+        name: traced.lower(lowering_platforms=(name,)).as_text().lower()
+        for name in ("cpu", "cuda", "tpu")
+    }
+    assert [name for name, text in texts.items() if library.TARGET in text] == ["cpu"]
+    assert [name for name, text in texts.items() if "triton" in text] == ["cuda"]
+
+
+@pytest.fixture
+def restored():
+    yield
+    if library.reason_for_absence() is None:
+        library.select(library.instruction_sets()[0])
+
+
+@needs_kernels
+@pytest.mark.parametrize("widths", [(4, 4, 4), (5, 2, 7), (26, 31, 29)])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_all_instruction_sets_agree(widths, dtype, restored):
+    X, Y, starts, rates = case(widths, dtype=dtype, batch=19)
+    run = over_batch(aj.regression(X, Y), "cpu")
+    found = []
+    for name in library.instruction_sets():
+        library.select(name)
+        found.append(run(starts, rates)[0])
+    for other in found[1:]:
+        assert_close(other, found[0], 1e-12 if dtype == np.float64 else 1e-4)
+
+
+@needs_kernels
+@settings(max_examples=15, deadline=None)
+@given(case=cases)
+def test_any_shape_equals_a_loop_in_numpy(case):
+    assert difference(case) < 1e-11
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("problem", "options", "what"),
+    [
+        (aj.classification(np.eye(3), [0, 1, 2], loss="cross_entropy"), {}, "SampleProblem"),
+        (aj.sensing(np.ones((2, 3, 3)), np.ones(2)), {}, "SensingProblem"),
+        (aj.regression(np.eye(3), np.eye(3)), {"structure": aj.structures.Diagonal(3)}, "structur"),
+    ],
+    ids=["classification", "sensing", "structure"],
+)
+def test_what_the_kernels_do_not_run_is_refused_by_name(problem, options, what):
+    size = (3,) if options else (3, 3)
+    start = (np.ones(size), np.ones(size))
+    with pytest.raises(ValueError, match=rf"^engine 'cpu' runs least squares .*not .*{what}"):
+        aj.gradient_descent(problem, start, 0.1, steps=3, engine="cpu", **options)
+    run = aj.gradient_descent(problem, start, 0.1, steps=3, **options)
+    assert run.stopped_at == 3
+
+
+def test_without_kernels_everything_runs_and_says_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "_loaded", None)
+    monkeypatch.setattr(library, "FILE", tmp_path / "none.so")
+    assert "cpu" not in aj.engines.available()
+    assert "without its compiled kernels" in aj.engines.unavailable()["cpu"]
+    problem, start = aj.regression(np.eye(2), np.eye(2)), (np.eye(2),)
+    assert aj.engines.resolve("auto", problem, aj.problems.check_weights(problem, start)) == "xla"
+    with pytest.raises(ValueError, match=r"^engine .*'cpu', which cannot run here: .*kernels"):
+        aj.gradient_descent(problem, start, 0.1, steps=3, engine="cpu")
+
+
+def test_a_library_that_cannot_be_loaded_is_told(monkeypatch, tmp_path):
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(library, "_loaded", None)
+    monkeypatch.setattr(library, "FILE", broken)
+    assert "cannot be loaded" in aj.engines.unavailable()["cpu"]
+
+
+@needs_kernels
+@pytest.mark.parametrize(("wanted", "right"), [("sse9", False), ("fastest", True)])
+def test_the_environment_chooses_an_instruction_set(wanted, right):
+    name = library.instruction_sets()[-1] if right else wanted
+    program = """
+from alignjax.engines import fused, library
+print(library.reason_for_absence(), library.instruction_sets())
+from jax._src import xla_bridge
+assert not xla_bridge._backends, "loading the kernels started a backend"
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "ALIGNJAX_CPU_ISA": name},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if right:
+        assert run.stdout.startswith("None ('"), run.stderr
+    else:
+        assert "ALIGNJAX_CPU_ISA must be one of the instruction sets" in run.stderr
