@@ -68,6 +68,8 @@ CASES = [
         r"^X and Y .*overflow",
     ),
     ("autoencoding overflow", lambda: aj.autoencoding(1e200 * X), ValueError, r"overflow: scale"),
+    ("autoencoding underflow", lambda: aj.autoencoding(1e-200 * X), ValueError, r"underflow:"),
+    ("tiny X and Y", lambda: aj.regression(1e-150 * X, 1e-200 * Y), ValueError, r"of X .* and Y"),
     ("autoencoding vector", lambda: aj.autoencoding(X[0]), ValueError, r"^X .*2 dim"),
     ("factorization scalar", lambda: aj.factorization(2.0), ValueError, r"^M .*2 dim.*got 0"),
     ("factorization NaN", lambda: aj.factorization(NAN), ValueError, r"^M .*finite"),

@@ -229,6 +229,29 @@ def test_what_is_drawn_hides_runs_that_diverged_and_says_so():
     assert mean.at == " at learning rate 0.1585"
 
 
+def test_what_cannot_be_drawn_is_told(folder, capsys):
+    def run(x, seed):
+        return {"z": 1j * x, "none": x * np.zeros(0), "y": x}
+
+    aj.sweep(run, {"x": [1.0, np.inf], "seed": [0, 1]}, store="run.0.1", progress=False)
+    code, _, err = spoken(capsys, "plot", "run.0.1", "-v", "z")
+    assert code == errors.USAGE
+    assert "complex128" in err
+    code, _, err = spoken(capsys, "plot", "run.0.1", "-v", "none")
+    assert code == errors.USAGE
+    assert "no entries" in err
+    code, _, err = spoken(capsys, "plot", "run.0.1", "--select", "x=nan")
+    assert code == errors.USAGE
+    assert "expected a number" in err
+    # A value that is infinite has a place on the axis all the same.
+    assert spoken(capsys, "plot", "run.0.1", "-v", "y")[0] == 0
+    assert Path("run.0.1.png").exists()
+    Path("run.0.1/y/c/0/0").write_bytes(b"cut")
+    code, _, err = spoken(capsys, "plot", "run.0.1", "-v", "y")
+    assert code == errors.BAD_INPUT
+    assert "cannot be read" in err
+
+
 def test_the_csv_of_a_run_is_a_table_with_a_header(folder, capsys):
     config = SWEEP.split("[axes]")[0].replace("width = 2", "widths = [3, 3, 3]")
     config = config.replace('"gaussian"', '"identity", scale = 0.5')

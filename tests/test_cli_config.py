@@ -97,6 +97,12 @@ BAD = {
     "widths": (("depth = 2", "widths = [3, 2]"), 6, "k_0"),
     "widths and depth": (("depth = 2", "depth = 2\nwidths = [2, 2, 2]"), 6, "widths gives it"),
     "a metric of another problem": (('["risk"]', '["margin"]'), 1, "margin"),
+    "infinite seed": (("[0.1, 0.2]", "[0.1]\nseed = [inf]"), 14, "got inf"),
+    "too many": (("[0.1, 0.2]", "{linspace = [0, 1, 100000000000000]}"), 13, "allocate"),
+    "a unit of nothing": (('.zarr"\n', '.zarr"\n[units]\nriks = "1"\n'), 22, "did you mean 'risk'"),
+    "zip of lists": (('store = "', 'zip = [[["scale"], []]]\nstore = "'), 20, "two or more axes"),
+    "rate of no layer": (("learning_rate = [", "learning_rate_3 = ["), 13, "has 2 layers"),
+    "no rate of a layer": (("learning_rate = [", "learning_rate_1 = ["), 13, "layer 2 has no rate"),
     "engine": (("steps = 10", 'steps = 10\nengine = "warp"'), 12, "expected auto"),
 }
 
@@ -204,6 +210,7 @@ def test_an_initializer_may_be_an_axis(config):
         ({"learning_rate": "-1"}, "line 13: axes.learning_rate"),
         ({"learning_rate": "fast"}, "expected float, got 'fast'"),
         ({"rate": "1"}, "there are only learning_rate"),
+        ({"seed": str(2**63)}, "below 2^63"),
     ],
 )
 def test_values_given_in_the_command_are_checked(config, given, words):

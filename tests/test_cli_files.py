@@ -38,6 +38,8 @@ def test_tables_in_text_are_read_with_and_without_a_header(tmp_path, text):
         ("", ["no row of numbers"]),
         ("1,2\nnan,4\n", ["finite", "[1, 0]"]),
         ("1,2\n3,inf\n", ["finite", "[1, 1]"]),
+        ("1_000,2\n3,4\n", ["row 1, column 1", "'1_000'"]),
+        ('1,2\n"3,4\n' + "5,6\n" * 50_000, ["quotation mark"]),
     ],
 )
 def test_a_bad_cell_is_named_by_row_and_column(tmp_path, text, words):
@@ -58,6 +60,15 @@ def test_arrays_are_read_by_name_or_where_there_is_one(tmp_path):
         np.testing.assert_array_equal(read_matrix(name, tmp_path), TABLE)
     # One value a sample is a column.
     assert read_matrix("two.npz:Y", tmp_path).shape == (2, 1)
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">i4", np.longdouble])
+def test_numbers_of_any_width_and_byte_order_become_what_jax_knows(tmp_path, dtype):
+    np.save(tmp_path / "a.npy", TABLE.astype(dtype))
+    array = read_matrix("a.npy", tmp_path)
+    np.testing.assert_array_equal(array, TABLE.astype(dtype))
+    assert array.dtype.isnative
+    assert array.dtype.itemsize <= 8
 
 
 def test_what_is_no_matrix_of_numbers_is_refused(tmp_path):

@@ -152,6 +152,14 @@ def test_seeds_and_arrays_of_keys_are_axes():
     np.testing.assert_array_equal(by_seed.x, expected)
 
 
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_numbers_that_would_change_with_the_chunk_are_refused(impl):
+    def run(seed):
+        return {"x": jax.jit(jax.random.normal)(jax.random.key(seed, impl=impl))}
+
+    bad(TypeError, "use .*threefry2x32", run, {"seed": [1, 2]})
+
+
 def test_a_raw_key_array_is_an_axis_of_arrays():
     keys = jax.random.split(jax.random.PRNGKey(3), 5)
     data = sweep(lambda k: {"x": jax.random.normal(k)}, {"k": keys})
@@ -171,6 +179,15 @@ def test_static_values_are_python_values_and_come_first():
     np.testing.assert_array_equal(data.y[0, 1], [0.5, 1.0])
     assert list(data.act.values) == ["sin", "cos"]
     np.testing.assert_array_equal(data.depth, [0, 2])
+
+
+def test_numbers_of_numpy_are_static_values_and_axes_in_any_byte_order():
+    def run(x, depth):
+        return {"y": x**depth}
+
+    data = sweep(run, {"x": np.array([1.0, 2.0], ">f8")}, static={"depth": list(np.arange(1, 3))})
+    np.testing.assert_array_equal(data.y, [[1, 2], [1, 4]])
+    np.testing.assert_array_equal(data.depth, [1, 2])
 
 
 def test_a_grid_of_static_axes_alone():
@@ -362,6 +379,8 @@ def square(x):
         ({"y": [1.0]}, TypeError, "square takes no argument 'y'; it takes x"),
         ({"x": [1.0], "z": [1.0]}, TypeError, "takes no argument 'z'"),
         ({"x": np.array([1, 2], jnp.int4)}, TypeError, "'x' holds int4, .* int8"),
+        ({"x": np.array([1, 2], "m8[s]")}, TypeError, "'x' must hold numbers, .* timedelta"),
+        ({"x": np.longdouble([1, 2])}, TypeError, "'x' holds float128: give it as float64"),
     ],
 )
 def test_bad_axes_are_named(axes, error, message):
@@ -385,6 +404,8 @@ def test_bad_axes_are_named(axes, error, message):
         ({"dims": {"z": ("a",)}}, ValueError, "dims names 'z', but there are only y"),
         ({"dims": {"y": ("a",)}}, ValueError, "names 1 dimension.* has 0"),
         ({"dims": "y"}, TypeError, "dims must map"),
+        ({"dims": {"y": 3}}, TypeError, r"dims\['y'\] must be names"),
+        ({"units": ["y"]}, TypeError, "units must map"),
         ({"dims": {("x", "z"): "pair"}}, ValueError, r"zipped axes \('x', 'z'\)"),
         ({"units": {"z": "m"}}, ValueError, "units names 'z', but there are only x, y"),
         ({"units": {"y": 3}}, TypeError, r"units\['y'\] must be text"),

@@ -44,3 +44,10 @@ def test_what_a_store_has_is_not_counted_again_and_nothing_is_written(tmp_path):
     with pytest.raises(StoreMismatchError, match="rate"):
         forecast(run, {**AXES, "rate": [0.1, 1.0, 10.0, 30.0]}, store=store, **ARGUMENTS)
     assert contents(store) == before
+
+
+def test_a_place_that_the_sweep_would_refuse_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for store in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(FileExistsError, match="no sweep store"):
+            forecast(run, AXES, store=store, **ARGUMENTS)

@@ -273,6 +273,21 @@ def test_a_failing_writer_tells_the_path_and_spares_finished_blocks(
     assert contents(half) == contents(whole)
 
 
+def test_a_second_writer_is_told_of_and_its_block_is_spared(half, monkeypatch):
+    store, other = open_store(half, SPEC), open_store(half, SPEC)
+    real = store_module._flushed_checksum
+
+    def vanish(path):
+        monkeypatch.setattr(store_module, "_flushed_checksum", real)
+        other.write((0, 1), arrays_of((0, 1)))
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+
+    monkeypatch.setattr(store_module, "_flushed_checksum", vanish)
+    with pytest.raises(StoreWriteError, match="does another process write"):
+        store.write((0, 1), arrays_of((0, 1)))
+    assert (0, 1) not in open_store(half, SPEC).missing()
+
+
 def test_a_store_that_cannot_be_created_tells_where(tmp_path, monkeypatch):
     def fail(*_args, **_kwargs):
         raise PermissionError(errno.EACCES, "Permission denied")

@@ -132,9 +132,12 @@ def test_overwrite_spares_a_store_with_foreign_files_and_names_them(half):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_damaged_manifest_is_told_and_nothing_is_touched(half, overwrite):
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-3], lambda text: text.replace('"block"', '"blok"')]
+)
+def test_a_damaged_manifest_is_told_and_nothing_is_touched(half, damage, overwrite):
     path = half / "complete" / "manifest.json"
-    path.write_bytes(path.read_bytes()[:-3])
+    path.write_text(damage(path.read_text()))
     before = contents(half)
     with pytest.raises(ValueError, match="damaged manifest"):
         open_store(half, SPEC, overwrite=overwrite)
@@ -150,11 +153,19 @@ def test_an_empty_folder_is_a_fine_place(tmp_path):
 # --- what a store cannot hold ---
 
 
-@pytest.mark.parametrize("name", ["complete", "rate", "step", "a/b", ".x", "__x", ""])
+@pytest.mark.parametrize("name", ["complete", "rate", "step", "zarr.json", "a/b", ".x", "__x", ""])
 def test_a_name_that_a_store_cannot_give_is_refused(tmp_path, name):
     spec = dataclasses.replace(SPEC, outputs={name: SPEC.outputs["status"]})
     with pytest.raises(ValueError, match=re.escape(repr(name))):
         open_store(tmp_path / "s", spec)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["complete", "zarr.json", "a/b"])
+def test_a_coordinate_that_a_store_cannot_name_is_refused(tmp_path, name):
+    coords = {**SPEC.coords, name: (("rate",), np.zeros(5), {})}
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
+        open_store(tmp_path / "s", dataclasses.replace(SPEC, coords=coords))
     assert list(tmp_path.iterdir()) == []
 
 

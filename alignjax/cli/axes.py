@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def _spaced(section: Section, name: str) -> list[Any]:
     with table.blame(form), np.errstate(all="raise"):
         try:
             return getattr(np, form)(*bounds).tolist()
-        except FloatingPointError as error:
+        except (FloatingPointError, MemoryError) as error:
             raise ValueError(f"{bounds}: {error}") from error
 
 
@@ -68,10 +69,11 @@ def check_values(section: Section, name: str, values: list[Any], kind: type) -> 
         if kind is str:
             fits, wanted = isinstance(value, str), "text"
         elif kind is int:
-            fits = is_number and value == int(value) and value >= 0
-            wanted = "integers that are at least 0"
+            is_whole = is_number and (isinstance(value, int) or value.is_integer())
+            fits = is_whole and 0 <= value < 2**63
+            wanted = "integers that are at least 0 and below 2^63"
         else:
-            fits = is_number and np.isfinite(value) and value >= 0
+            fits = is_number and 0 <= value <= sys.float_info.max
             wanted = "finite numbers that are at least 0"
         if not fits:
             raise section.error(name, f"expected {wanted}, got {value!r}")

@@ -145,8 +145,8 @@ def _at(array: Any, index: dict[str, int]) -> Any:
 def _places(picture: Picture, dim: str) -> tuple[np.ndarray, bool, list[str] | None]:
     """Where a dimension's values lie, whether on a logarithmic axis, and labels if no numbers."""
     values = _coordinates(picture, dim)
-    if values.dtype.kind not in "biuf":
-        return np.arange(len(values)), False, [str(v) for v in values]
+    if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+        return np.arange(len(values)), False, [_number(v) for v in values]
     return values.astype(float), is_geometric(values), None
 
 

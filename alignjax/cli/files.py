@@ -39,6 +39,9 @@ def read_array(name: str, folder: Path | None = None) -> np.ndarray:
     array = _table(path) if suffix in SUFFIXES[:3] else _numpy_array(path, member)
     if array.dtype.kind not in "biuf":
         raise CommandError(f"{name}: expected real numbers, got an array of dtype {array.dtype}")
+    # JAX knows numbers of this machine's byte order alone, and none beyond double precision.
+    is_long = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    array = array.astype(np.float64 if is_long else array.dtype.newbyteorder("="), copy=False)
     if not np.isfinite(array).all():
         where = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
         raise CommandError(
@@ -181,7 +184,12 @@ def _table(path: Path) -> np.ndarray:
         separator = " "
     reader = csv.reader(text.splitlines(), delimiter=separator, skipinitialspace=separator == " ")
     # Rows are counted as a person does who opens the file.
-    rows = [(reader.line_num, [c.strip() for c in row]) for row in reader]
+    try:
+        rows = [(reader.line_num, [c.strip() for c in row]) for row in reader]
+    except csv.Error as error:
+        raise CommandError(
+            f"{path}: {error} (is a quotation mark open in row {reader.line_num} or before it?)"
+        ) from error
     rows = [(line, row) for line, row in rows if any(row) and not row[0].startswith("#")]
     if separator == " ":
         rows = [(line, [cell for cell in row if cell]) for line, row in rows]
@@ -207,5 +215,5 @@ def _table(path: Path) -> np.ndarray:
 def _is_number(cell: str) -> bool:
     with suppress(ValueError):
         float(cell)
-        return True
+        return "_" not in cell  # which Python allows among digits, and no table does
     return False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignjax.cli.console import show
-from alignjax.cli.errors import BAD_INPUT, CANNOT_WRITE, MISSING_FILE, USAGE, CommandError
+from alignjax.cli.errors import BAD_INPUT, CANNOT_WRITE, MISSING_FILE, USAGE, CommandError, told
 from alignjax.cli.files import check_output
 from alignjax.sweeps.store_manifest import COMPLETE, read_manifest
 
@@ -77,7 +77,9 @@ def plot_store(store: Path, wanted: Wanted, out: Path | None) -> None:
     if wanted.average not in ("median", "mean"):
         raise CommandError(f"--average: expected median or mean, got {wanted.average!r}", USAGE)
     data = _open(store)
-    target = store.resolve().with_suffix(".png") if out is None else out
+    # Of a store such as `run.0.1`, the end of the name is no suffix.
+    target = store.resolve().parent / f"{store.resolve().name.removesuffix('.zarr')}.png"
+    target = target if out is None else out
     check_output(target, SUFFIXES)
     picture = choose(data, wanted)
     from alignjax.cli.draw import draw
@@ -102,9 +104,15 @@ def _open(store: Path) -> xarray.Dataset:
 
     if not store.exists():
         raise CommandError(f"{store}: there is no such store", MISSING_FILE)
-    if not store.is_dir() or read_manifest(store) is None:
-        raise CommandError(f"{store}: is no store of a sweep", BAD_INPUT)
-    return xarray.open_zarr(str(store), chunks=None, consolidated=True).load()
+    try:
+        if not store.is_dir() or read_manifest(store) is None:
+            raise CommandError(f"{store}: is no store of a sweep", BAD_INPUT)
+        return xarray.open_zarr(str(store), chunks=None, consolidated=True).load()
+    except (ValueError, OSError, RuntimeError) as error:
+        raise CommandError(
+            f"{store}: cannot be read: {told(error)}\nThe same sweep, run again, finds and repairs "
+            f"damaged blocks"
+        ) from error
 
 
 def choose(data: xarray.Dataset, wanted: Wanted) -> Picture:
@@ -187,6 +195,8 @@ def _select(data: xarray.Dataset, select: Sequence[str]) -> tuple[xarray.Dataset
                 number = float(value)
             except ValueError as error:
                 raise CommandError(f"--select {text}: expected a number", USAGE) from error
+            if np.isnan(number):
+                raise CommandError(f"--select {text}: expected a number", USAGE)
             place = int(np.abs(values.astype(float) - number).argmin())
         else:
             found = np.flatnonzero(values.astype(str) == value)
@@ -206,6 +216,9 @@ def _values(data: xarray.Dataset, name: str) -> tuple[Any, Any]:
     diverged = (data["status"] == DIVERGED) if has_status else ~complete & False
     diverged = diverged.where(complete).astype(float)
     values = data[name]
+    if values.dtype.kind not in "biuf" or not values.size:
+        what = "no entries" if not values.size else f"dtype {values.dtype}, and not real numbers"
+        raise CommandError(f"--variable {name}: has {what}", USAGE)
     if name == "status":
         shown = diverged.copy()
         shown.attrs = {"long_name": SHARE}
@@ -259,7 +272,9 @@ def _roles(
     candidates += [*numbers, *along, *swept, *own]
     x = wanted.x or next((d for d in candidates if d != wanted.y), None)
     if x is None:
-        raise CommandError("there is one number only, and nothing to draw it over", USAGE)
+        averaged = [str(d) for d in data[COMPLETE].dims if d not in values.dims]
+        hint = f"; --x {averaged[0]} shows each run" if averaged else ""
+        raise CommandError(f"there is one number only, and nothing to draw it over{hint}", USAGE)
     rest = [d for d in [*numbers, *swept] if d != x and values.sizes[d] > 1]
     # A quantity's few own entries (layers, modes) make lines or panels, its save points do not.
     rest += [d for d in along if d != x and values.sizes[d] <= MOST_PANELS and d not in TIMES]

@@ -156,7 +156,8 @@ def _images(section: Section, name: str) -> tuple[str, Arrays, dict[str, Any]]:
 
 def _synthetic(section: Section, name: str) -> tuple[str, Arrays, dict[str, Any]]:
     seed = section.take("seed", int, default=0)
-    key = jax.random.key(seed)
+    with section.blame("seed"):
+        key = jax.random.key(seed)
     if name == "aligned_regression":
         arguments = {
             "input_spectrum": section.take("input_spectrum", list),

@@ -35,6 +35,8 @@ KINDS: Mapping[str, type] = {
 }
 HOME = {"learning_rate": "train", "depth": "network", "width": "network"}
 """The table that holds a parameter's one value; ``start`` holds the others."""
+ENDING = ("status", "stopped_at")
+"""What a run reports beside its observations."""
 RATE_OF_LAYER = re.compile(r"learning_rate_[1-9][0-9]*")
 
 
@@ -180,22 +182,23 @@ def read_simulation(
     start = _read_start(sections, problem, precision, fixed, swept, axes)
     for section in sections.values():
         section.finish()
-    _check_rates(axes, swept, start)
+    _check_rates(axes, sections["train"], swept, fixed, start)
     zipped = _read_zipped(sweep, swept)
     store = sweep.take("store", str, default=None)
     chunk = sweep.take("chunk", int, default=None)
     if chunk is not None and chunk < 1:
         raise sweep.error("chunk", f"must be at least 1, got {chunk}")
     sweep.finish()
+    observations = _read_observations(root, asked, swept)
     simulation = Simulation(
         problem=problem,
         start=start,
         training=training,
-        observations=_read_observations(root, asked, swept),
+        observations=observations,
         fixed=fixed,
         axes=swept,
         zipped=zipped,
-        units={name: units.take(name, str) for name in units.names()},
+        units=_read_units(units, swept, observations),
         store=None if store is None else document.path.parent / Path(store).expanduser(),
         chunk=chunk,
         path=document.path,
@@ -271,7 +274,9 @@ def _replace(
     """Put values from the command line in the place of axes and fixed ones."""
     for name, text in given.items():
         if name not in KINDS and not RATE_OF_LAYER.fullmatch(name):
-            raise CommandError(f"--set {name}: there are only {', '.join(KINDS)}")
+            raise CommandError(
+                f"--set {name}: there are only {', '.join(KINDS)}, learning_rate_1, ..."
+            )
         kind = KINDS.get(name, float)
         section = axes if name in swept else sections[HOME.get(name, "start")]
         try:
@@ -350,13 +355,40 @@ def _refuse_both(
         raise axes.error(name, why)
 
 
-def _check_rates(axes: Section, swept: Mapping[str, Any], start: Start) -> None:
-    """Axes ``learning_rate_i`` need one depth, and ``i`` up to it."""
-    for name in swept:
-        if not RATE_OF_LAYER.fullmatch(name):
-            continue
+def _check_rates(
+    axes: Section,
+    train: Section,
+    swept: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    start: Start,
+) -> None:
+    """Rates ``learning_rate_i`` need one depth, ``i`` up to it, and a rate for each other layer."""
+    rates = [name for name in (*swept, *fixed) if RATE_OF_LAYER.fullmatch(name)]
+    for name in rates:
+        section = axes if name in swept else train
         if "depth" in swept or "learning_rate" in swept:
-            raise axes.error(name, "goes with one depth, and without an axis learning_rate")
+            raise section.error(name, "goes with one depth, and without an axis learning_rate")
+        layers = len(start.weights or start.layer_widths(fixed)[1:])
+        if int(name.rpartition("_")[2]) > layers:
+            raise section.error(name, f"the network has {layers} layers")
+        absent = [i + 1 for i in range(layers) if f"learning_rate_{i + 1}" not in rates]
+        if absent and not isinstance(fixed.get("learning_rate"), float):
+            raise section.error(
+                name,
+                f"layer {absent[0]} has no rate: give learning_rate_{absent[0]}, or one number as "
+                f"train.learning_rate for the layers without an axis",
+            )
+
+
+def _read_units(
+    section: Section, swept: Mapping[str, Any], observations: Sequence[observe.Observation]
+) -> dict[str, str]:
+    """Units of axes and outputs; one of a parameter that is no axis here is not used."""
+    outputs = (*(one.name for one in observations), *ENDING)
+    rates = [name for name in section.content if RATE_OF_LAYER.fullmatch(name)]
+    given = {name: section.take(name, str, default=None) for name in (*KINDS, *rates, *outputs)}
+    section.finish()
+    return {n: unit for n, unit in given.items() if unit is not None and n in (*swept, *outputs)}
 
 
 def _read_zipped(sweep: Section, swept: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
@@ -364,7 +396,9 @@ def _read_zipped(sweep: Section, swept: Mapping[str, Any]) -> tuple[tuple[str, .
     seen: set[str] = set()
     for group in sweep.take("zip", list, default=[]):
         names = group if isinstance(group, list) else []
-        if len(names) < 2 or any(name not in swept or name in STATIC for name in names):
+        if len(names) < 2 or any(
+            not isinstance(name, str) or name not in swept or name in STATIC for name in names
+        ):
             raise sweep.error(
                 "zip", f"expected lists of two or more axes that are not static, got {group!r}"
             )

@@ -76,8 +76,9 @@ def read_training(section: Section, problem: Problem) -> Training:
         section.refuse("learning_rate", f"{method} takes none")
     if method == "gradient_flow":
         return _flow(section, problem)
+    steps = section.take("steps", int)
     with section.blame("steps"):
-        steps = as_count(section.take("steps", int), "steps")
+        steps = as_count(steps, "steps")
     points = _save_points(section, steps)
     options: dict[str, Any] = {"steps": steps, "save_at": points}
     optimizer = None

@@ -81,6 +81,21 @@ def _check_range(problem: MomentProblem, names: str) -> MomentProblem:
     return problem
 
 
+def _check_underflow(X: Array, Y: Array) -> None:
+    """Refuse samples that are not zero and whose moments would be."""
+    if not (is_concrete(X) and is_concrete(Y)):
+        return
+    least = float(jnp.finfo(X.dtype).tiny)
+    inputs, targets = float(jnp.abs(X).max()), float(jnp.abs(Y).max())
+    for name, size in (("X", inputs), ("Y", targets)):
+        if inputs and size and inputs * size < least:
+            raise ValueError(
+                f"X and Y must have moments of at least {least:.3g}, the least normal {X.dtype}, "
+                f"but the products of entries of X (at most {inputs:.3g}) and {name} (at most "
+                f"{size:.3g}) underflow: scale the data"
+            )
+
+
 def regression(X: Float[Array, "n k_0"], Y: Float[Array, "n k_d"]) -> MomentProblem:
     """Least squares: risk ``1/(2n) sum_i ||y_i - W x_i||^2``.
 
@@ -94,7 +109,8 @@ def regression(X: Float[Array, "n k_0"], Y: Float[Array, "n k_d"]) -> MomentProb
 
     Raises:
         TypeError: for complex, object or text arrays.
-        ValueError: for empty, NaN or infinite data, or rows that do not match.
+        ValueError: for empty, NaN or infinite data, rows that do not match, or moments that
+            overflow or underflow.
 
     Source: Radhakrishnan et al. 2020, eq. 2.
 
@@ -108,6 +124,7 @@ def regression(X: Float[Array, "n k_0"], Y: Float[Array, "n k_d"]) -> MomentProb
     targets = _as_targets(Y, inputs.shape[0])
     dtype = jnp.result_type(inputs, targets)
     inputs, targets = inputs.astype(dtype), targets.astype(dtype)
+    _check_underflow(inputs, targets)
     inputs, basis = in_span(inputs)
     count = inputs.shape[0]
     input_moment = matmul(inputs.T, inputs) / count

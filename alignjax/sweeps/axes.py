@@ -233,7 +233,9 @@ def _axis(name: str, values: Any) -> Axis:
         given = np.asarray(values)
     except (ValueError, TypeError) as error:
         raise TypeError(f"axis {name!r} must be an array: {error}") from error
-    if given.dtype.kind not in "biufc" and not jnp.issubdtype(given.dtype, jnp.number):
+    # Of NumPy's kinds, timedeltas ("m") call themselves integers.
+    is_number = given.dtype.kind in "biufc" or jnp.issubdtype(given.dtype, jnp.number)
+    if not is_number or given.dtype.kind == "m":
         raise TypeError(
             f"axis {name!r} must hold numbers, got dtype {given.dtype}: Python values that are no "
             f"numbers (a loss, a structure) go into static"
@@ -242,8 +244,12 @@ def _axis(name: str, values: Any) -> Axis:
         raise ValueError(f"axis {name!r} must be a sequence of values, got the scalar {values!r}")
     if given.dtype.name in _BELOW_A_BYTE:
         raise TypeError(f"axis {name!r} holds {given.dtype}, less than a byte: give it as int8")
+    if given.dtype.itemsize > {"f": 8, "c": 16}.get(given.dtype.kind, 8):
+        raise TypeError(f"axis {name!r} holds {given.dtype}: give it as float64 or complex128")
     if not len(given):
         raise ValueError(f"axis {name!r} is empty: give it at least one value")
+    # Files keep numbers of the other byte order, which JAX does not know.
+    given = given.astype(given.dtype.newbyteorder("="), copy=False)
     device_values = _as_on_device(given, name, was_array=hasattr(values, "dtype"))
     if given.ndim > 1:
         return Axis(name, device_values, np.arange(len(given)))
@@ -284,6 +290,8 @@ def _level_outside() -> int:
 
 def label(choice: Any) -> int | float | str:
     """How a static value is shown in coordinates: numbers and text as they are."""
+    if isinstance(choice, np.generic):
+        choice = choice.item()
     if isinstance(choice, bool):
         return str(choice)
     if isinstance(choice, (int, float, str)):

@@ -59,6 +59,8 @@ def layout(
     """
     named = {name: value for name, value in (dims or {}).items() if not isinstance(name, tuple)}
     shapes = traced[0].outputs
+    if units is not None and not isinstance(units, Mapping):
+        raise TypeError(f"units must map axes and outputs to units, got {units!r}")
     for argument, given in (("dims", named), ("units", units or {})):
         known = [*shapes, *(grid.names if argument == "units" else ())]
         unknown = [name for name in given if name not in known]
@@ -120,6 +122,8 @@ def _checked_units(units: Mapping[str, str] | None) -> dict[str, str]:
 def _output_dims(name: str, ndim: int, given: Any) -> tuple[str, ...]:
     if given is None:
         return tuple(f"{name}_{i}" for i in range(ndim))
+    if not isinstance(given, (str, Sequence, Mapping)):
+        raise TypeError(f"dims[{name!r}] must be names, as text, got {given!r}")
     names = (given,) if isinstance(given, str) else tuple(given)
     if not all(isinstance(n, str) and n for n in names):
         raise TypeError(f"dims[{name!r}] must be names, as text, got {given!r}")

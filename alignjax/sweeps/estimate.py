@@ -16,7 +16,7 @@ import numpy as np
 
 from alignjax.sweeps.execute import Prepared, prepare
 from alignjax.sweeps.plan import rounds_at_once
-from alignjax.sweeps.store import open_store
+from alignjax.sweeps.store import is_free, open_store
 from alignjax.sweeps.store_manifest import check_same_sweep, manifest, read_manifest
 
 
@@ -75,6 +75,7 @@ def forecast(
 
     Raises:
         StoreMismatchError: the store holds another sweep.
+        FileExistsError: something else is there.
         TypeError, ValueError: as for :func:`alignjax.sweep`.
 
     >>> import jax.numpy as jnp
@@ -124,10 +125,12 @@ def forecast(
 def _missing(ready: Prepared, store: str | os.PathLike[str] | None) -> list[tuple[int, ...]]:
     """The blocks that are to be computed; of a store that exists, those that it does not have."""
     root = None if store is None else Path(store)
-    stored = None if root is None or not root.is_dir() else read_manifest(root)
-    if root is None or stored is None:
+    if root is None or is_free(root):
         return list(ready.spec.blocks())
-    check_same_sweep(root, stored, manifest(ready.spec))
+    stored = read_manifest(root)
+    if stored is not None:
+        check_same_sweep(root, stored, manifest(ready.spec))
+    # What is no sweep store is refused here as it is by the sweep.
     return open_store(root, ready.spec).missing()
 
 

@@ -84,8 +84,10 @@ def sweep(
         units: units of axes and outputs, by name.
         store: the folder of a Zarr store. Finished blocks survive a crash, and the same call
             continues where it stopped.
-        resume: continue in a store that exists; if False, refuse one.
-        overwrite: replace a sweep store that exists.
+        resume: continue in a store that exists; if False, refuse one. A store of another function
+            is refused, but what ``run`` computes in a host callback cannot be compared.
+        overwrite: replace a sweep store that exists. A data set of the old one that was not
+            loaded reads the new results from then on.
         chunk: the most runs in a block; by default that of the store, else as many as a fixed
             amount of memory allows, measured by compiling.
         devices: the devices of this process to use, or how many; all of them by default. Each

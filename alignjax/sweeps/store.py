@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     import zarr
 
 RECORDS = f"{COMPLETE}/records"
+NAMES = (
+    f"be called {COMPLETE!r} or 'zarr.json', have a slash in its name or begin with a dot or two "
+    "underscores"
+)
 Block = tuple[int, ...]
 # Filters of warnings belong to the process: threads that change them at once undo each other.
 _WARNING_FILTERS = threading.Lock()
@@ -88,8 +92,9 @@ def open_store(
     _need_libraries()
     given = manifest(spec)
     _check_outputs(spec)
+    _check_coords(spec)
     root = Path(path).resolve()
-    if _is_free(root) and _create(root, spec, given):
+    if is_free(root) and _create(root, spec, given):
         return Store(root, spec)
     stored = read_manifest(root) if root.is_dir() else None
     if stored is None:
@@ -172,12 +177,17 @@ class Store:
                 checksums[path.relative_to(self.path).as_posix()] = _flushed_checksum(path)
             _write_atomically(self._record(block), _record_text(block, checksums))
         except OSError as error:
-            # What is left of the block only takes space; the error at hand is the one to tell.
-            with contextlib.suppress(OSError):
-                self._withdraw(block)
+            cause = error.strerror or str(error)
+            if isinstance(error, FileNotFoundError):
+                # What is there now is another's, who may have finished the block.
+                cause = "files vanished (does another process write this store at the same time?)"
+            else:
+                # What is left of the block only takes space; the error at hand is the one to tell.
+                with contextlib.suppress(OSError):
+                    self._withdraw(block)
             raise StoreWriteError(
                 error.errno,
-                f"{error.strerror or error}: block {block} of the sweep could not be written. "
+                f"{cause}: block {block} of the sweep could not be written. "
                 f"The {self._finished()} finished blocks are intact: remove the cause and run the "
                 "same sweep again, it continues from there. The store is",
                 str(self.path),
@@ -270,12 +280,11 @@ def _need_libraries() -> None:
 def _check_outputs(spec: Spec) -> None:
     """Refuse names and dtypes that a store cannot hold, before anything is written."""
     for name, output in spec.outputs.items():
-        taken = name == COMPLETE or name in spec.coords or name in spec.dims
-        if taken or not name or "/" in name or name.startswith((".", "__")):
+        taken = name in spec.coords or name in spec.dims
+        if taken or not _is_fit(name):
             raise ValueError(
                 f"run returns an output named {name!r}; in a store an output cannot have the name "
-                f"of an axis or coordinate, be called {COMPLETE!r}, have a slash in its name or "
-                "begin with a dot or two underscores"
+                f"of an axis or coordinate, {NAMES}"
             )
         if np.dtype(output.dtype).kind not in "biufc":
             raise TypeError(
@@ -284,7 +293,22 @@ def _check_outputs(spec: Spec) -> None:
             )
 
 
-def _is_free(root: Path) -> bool:
+def _check_coords(spec: Spec) -> None:
+    """Refuse names that a store cannot give to axes and coordinates."""
+    for name in spec.coords:
+        if not _is_fit(name):
+            raise ValueError(
+                f"an axis or coordinate is named {name!r}; in a store it cannot {NAMES}"
+            )
+
+
+def _is_fit(name: str) -> bool:
+    """Whether an array of a store may have this name."""
+    taken = name in (COMPLETE, "zarr.json")
+    return bool(name) and not taken and "/" not in name and not name.startswith((".", "__"))
+
+
+def is_free(root: Path) -> bool:
     """Whether nothing is there, or an empty folder."""
     try:
         return not any(root.iterdir())

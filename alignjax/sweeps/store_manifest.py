@@ -18,6 +18,7 @@ COMPLETE = "complete"
 MANIFEST = f"{COMPLETE}/manifest.json"
 FORMAT = "sweep store"
 VERSION = 1
+_PARTS = {"version": int, "dims": list, "block": list, "outputs": dict, "coords": dict}
 
 Manifest = dict[str, Any]
 
@@ -84,6 +85,11 @@ def read_manifest(root: Path) -> Manifest | None:
     path = root / MANIFEST
     try:
         stored = json.loads(path.read_bytes())
+        if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+            return None
+        lacking = [name for name, kind in _PARTS.items() if not isinstance(stored.get(name), kind)]
+        if lacking:
+            raise ValueError(f"without {', '.join(lacking)}")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
@@ -91,7 +97,7 @@ def read_manifest(root: Path) -> Manifest | None:
             f"store: {root} has a damaged manifest, {path} ({error}); "
             "nothing was changed: move the folder away, or name another one"
         ) from error
-    return stored if isinstance(stored, dict) and stored.get("format") == FORMAT else None
+    return stored
 
 
 def stored_block(path: str | os.PathLike[str]) -> tuple[int, ...] | None:

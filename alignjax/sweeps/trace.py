@@ -8,6 +8,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax.sweeps.axes import Grid, digest, label
+
+# Where a run draws from generators whose numbers depend on the batch they are drawn in.
+DRAWN_BY_BATCH = re.compile(r"key<u?rbg>|impl=u?rbg|\brng_bit_generator\b")
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,16 @@ class Traced:
         results = jax.extend.core.jaxpr_as_fun(closed)(*jax.tree.leaves(point))
         return dict(zip(self.outputs, results, strict=True))
 
+    @cached_property
+    def text(self) -> str:
+        """The program as JAX prints it, which takes long for a long one."""
+        # Addresses of functions differ from process to process and mean nothing.
+        return re.sub(r"0x[0-9a-f]+", "", str(self.program))
+
     def fingerprint(self) -> str:
         """A hash of the program and of the data that it closes over."""
-        # Addresses of functions differ from process to process and mean nothing.
-        text = re.sub(r"0x[0-9a-f]+", "", str(self.program))
         constants = digest(*self.constants, *_inner_constants(self.program))
-        return hashlib.sha256((text + constants).encode()).hexdigest()[:16]
+        return hashlib.sha256((self.text + constants).encode()).hexdigest()[:16]
 
 
 def _inner_constants(program: Any) -> Iterator[Any]:
@@ -70,7 +78,8 @@ def trace(run: Callable[..., Any], grid: Grid, key: jax.Array | None) -> list[Tr
     """Trace ``run`` once for each combination of static values, in order.
 
     Raises:
-        TypeError: if the run cannot be traced, or returns no dict of arrays.
+        TypeError: if the run cannot be traced, returns no dict of arrays, or draws random numbers
+            that depend on the block it is computed in.
         ValueError: if the outputs of two combinations differ in names, shapes or dtypes.
     """
     point = {axis.name: axis.entry for axis in grid.axes}
@@ -87,6 +96,12 @@ def trace(run: Callable[..., Any], grid: Grid, key: jax.Array | None) -> list[Tr
             _explain(error, run, grid, chosen, point)
             raise
     _require_same_outputs(grid, {c: t.outputs for c, t in traced.items()})
+    if any(DRAWN_BY_BATCH.search(one.text) for one in traced.values()):
+        raise TypeError(
+            f"{title(run)} draws random numbers from a key of the kind 'rbg', which under vmap "
+            f"gives numbers that change with the chunk: use jax.random.key(seed, "
+            f"impl='threefry2x32')"
+        )
     return list(traced.values())
 
 
