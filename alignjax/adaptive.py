@@ -62,13 +62,15 @@ def adaptive_descent(
     is smaller than 1: near 0 the curvature falls like ``||W||^{L-2}`` only, and steps that follow
     ``||W||^{2L-2}`` would leap over whatever training does there.
 
-    Risk and gradient are computed in logarithms, so that a risk of 1e-300 has all its digits, and
-    one below the smallest float still moves the weights: :func:`alignjax.metrics.log_risk` shows
-    it where ``risk`` is 0. A time beyond the largest float is infinite.
+    Where the loss has its own logarithms (``log_slope``), risk and gradient are computed in them:
+    a risk of 1e-300 has all its digits, and one below the smallest float still moves the weights;
+    :func:`alignjax.metrics.log_risk` shows it where ``risk`` is 0. A time beyond the largest float
+    is infinite. Traced starts are not checked against Assumption 2.
     Runs under ``jit``, ``vmap`` and ``grad``; freezes on divergence as ``gradient_descent`` does.
 
     Args:
-        problem: a classification whose loss decays like an exponential.
+        problem: a classification; for ``"margin"`` by a loss that decays like an exponential, for
+            ``"ball"`` by any positive one with the constants of Assumption 4.
         weights: the start ``(W_1, ..., W_L)``; its gradient must not vanish, nor, for two layers
             and more, its risk exceed that of zero weights.
         steps: how many steps.
@@ -83,9 +85,9 @@ def adaptive_descent(
 
     Raises:
         TypeError: for arguments of the wrong kind.
-        ValueError: for arguments that do not fit; a loss without an exponential tail, or, for
-            ``"ball"``, without the constants of Assumption 4 or with more than one output; a start
-            that breaks Assumption 2.
+        ValueError: for arguments that do not fit; for ``"margin"``, a loss without an exponential
+            tail; for ``"ball"``, one without the constants of Assumption 4 or with more than one
+            output; a start that breaks Assumption 2.
 
     Source: Ji & Telgarsky 2019, Assumptions 2, 4 and 5; the printed Assumption 5 has
     ``max_k ||W_k(t)||_F <= R_t``, which its proof does not use.
@@ -102,13 +104,17 @@ def adaptive_descent(
     layers = check_weights(problem, weights)
     if rule not in RULES:
         raise ValueError(f"rule must be 'ball' or 'margin', got {rule!r}")
-    known = check_tail(problem, "adaptive_descent")
+    if rule == "ball" and isinstance(problem, SampleProblem):
+        # Assumption 5 asks for the constants of the loss, and not for its tail.
+        known = problem
+    else:
+        known = check_tail(problem, "adaptive_descent")
     _check_start(known, layers)
     dtype = layers[0].dtype
     if rule == "ball":
         if constant is not None:
             raise ValueError(f"constant belongs to rule='margin', got {constant} with rule='ball'")
-        size = _ball_constant(known, len(layers))
+        size = _ball_constant(known, layers)
     else:
         given = as_real(_DEFAULT_CONSTANT if constant is None else constant, "constant", ndim=0)
         size = given.astype(dtype)
@@ -129,15 +135,17 @@ def adaptive_descent(
     )
 
 
-def _ball_constant(problem: SampleProblem, depth: int) -> Array:
+def _ball_constant(problem: SampleProblem, weights: Weights) -> Array:
     """``beta(1)``: that of a ball of radius ``R`` is ``R^{2L-2}`` times as large."""
-    if problem.output_width != 1:
-        raise ValueError(
-            f"rule='ball' is for losses with one output and labels -1 or +1, got the loss "
-            f"{problem.loss.name!r} with {problem.output_width} outputs: use rule='margin'"
-        )
     length = jnp.sqrt((problem.inputs**2).sum(axis=1).max())
-    return smoothness(problem.loss, depth, 1.0, input_norm=length)
+    constant = smoothness(problem.loss, len(weights), 1.0, input_norm=length)
+    outputs = len(weights[-1])
+    if outputs != 1:
+        raise ValueError(
+            f"rule='ball' is for networks with one output, got {outputs} with the loss "
+            f"{problem.loss.name!r}: use rule='margin'"
+        )
+    return constant
 
 
 def _check_start(problem: SampleProblem, weights: Weights) -> None:

@@ -143,6 +143,12 @@ def gradient_flow(
     if _is_unfinished(run):
         assert run.time is not None  # a flow has times
         message = _unfinished(float(run.time[-1]), float(moments[-1]), solver, count, max_steps)
+        if log_time:
+            # Where the risk does not fall like 1/t, the field in ln(1 + t) grows with t.
+            message += (
+                "; in the logarithm of time this happens where the samples are not separable: "
+                "theory.margin.max_margin decides that"
+            )
         warnings.warn(message, stacklevel=2)
     return run
 

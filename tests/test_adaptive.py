@@ -278,6 +278,18 @@ def test_fewer_samples_than_inputs():
     assert relative(run.observations[-1:], flow.observations) < 0.05
 
 
+OWN = aj.losses.Loss(
+    lambda z, y: jax.nn.softplus(-y * z[0]), targets="signs", smoothness=0.25, lipschitz=1.0
+)
+
+
+def test_a_loss_of_ones_own_has_its_ball_by_its_constants_alone():
+    own = aj.adaptive_descent(aj.classification(X, LABELS, loss=OWN), start(2), steps=200)
+    logistic = aj.adaptive_descent(problem(), start(2), steps=200)
+    np.testing.assert_allclose(own.time, logistic.time, rtol=1e-14)
+    assert float(jnp.abs(own.weights[0] - logistic.weights[0]).max()) < 1e-13
+
+
 def zeros(depth: int) -> tuple[jax.Array, ...]:
     return tuple(jnp.zeros_like(w) for w in start(depth))
 
@@ -291,9 +303,14 @@ def zeros(depth: int) -> tuple[jax.Array, ...]:
         ({"problem": problem("exponential")}, ValueError, "exponential with smoothness None"),
         ({"problem": aj.regression(X, LABELS)}, ValueError, "decays like an exponential"),
         (
-            {"problem": aj.classification(X, LABELS, loss=lambda z, y: jnp.exp(-y * z[0]))},
+            {"problem": aj.classification(X, LABELS, loss=OWN), "rule": "margin"},
             ValueError,
             "decays like an exponential",
+        ),
+        (
+            {"problem": aj.classification(X, LABELS, loss=lambda z, y: jax.nn.softplus(-y * z[0]))},
+            ValueError,
+            "smoothness None and lipschitz None",
         ),
         ({"weights": zeros(2)}, ValueError, "must not start where the gradient vanishes"),
         (
@@ -325,7 +342,7 @@ def test_what_float32_cannot_hold_is_refused():
 def test_several_outputs_have_no_ball():
     known = aj.classification(X, (LABELS + 1) // 2, loss="cross_entropy")
     weights = aj.initializers.gaussian(jax.random.key(0), (3, 2), 0.1)
-    with pytest.raises(ValueError, match="one output and labels"):
+    with pytest.raises(ValueError, match="networks with one output, got 2"):
         aj.adaptive_descent(known, weights, steps=1)
     run = aj.adaptive_descent(known, weights, steps=100, rule="margin")
     assert run.status == aj.Status.COMPLETED

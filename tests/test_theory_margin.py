@@ -175,6 +175,27 @@ def test_the_spread_vanishes_where_the_support_does_not_surround_the_direction()
         assert support_spread(everything, np.ones(len(everything)), found) == 0
 
 
+def test_a_sample_far_longer_than_others_puts_none_of_them_on_the_margin():
+    X = np.array([[1.0, 0.3], [1.0, -0.2], [1.5, 0.1], [1e10, 1e10]])
+    found = max_margin(X, np.ones(4))
+    assert found.support.tolist() == [0, 1]
+    assert float(found.margin) == pytest.approx(1, rel=1e-14)
+
+
+def test_outside_of_the_span_of_the_samples_the_threshold_says_nothing():
+    X, labels, _ = separable_problem("exponential")
+    found = max_margin(X, labels)
+    threshold = first_layer_threshold("exponential", len(X), support_spread(X, labels, found))
+    wide = jnp.pad(X, ((0, 0), (0, 1)))
+    u = jnp.append(found.direction, 0.0)
+    slope = aj.gradient(aj.classification(wide, labels, loss="exponential"), (u[None],))[0][0]
+    # a small step outwards, and far off where there is no sample
+    across = -1e-3 * (slope - jnp.vdot(slope, u) * u) + 10 * threshold * jnp.eye(4)[3]
+    problem = aj.classification(wide, labels, loss="exponential")
+    slope = aj.gradient(problem, ((u + across)[None],))[0][0]
+    assert float(jnp.vdot(across, slope)) < 0
+
+
 def test_the_spread_has_the_scale_and_the_digits_of_the_inputs():
     X, labels = labelled(1, 30, 3)
     alpha = support_spread(X, labels, max_margin(X, labels))
@@ -255,6 +276,8 @@ def test_a_loss_without_constants_has_no_smoothness():
         smoothness("exponential", 2, 1.0)
     with pytest.raises(ValueError, match=r"radius must be at least 1, got 0\.5"):
         smoothness("logistic", 2, 0.5)
+    with pytest.raises(ValueError, match="input_norm must be at least 0, got -1"):
+        smoothness("logistic", 2, 1.0, input_norm=-1)
     own = aj.losses.Loss(lambda z, y: z[0], smoothness=0.5, lipschitz=2.0)
     assert float(smoothness(own, 1, 3.0)) == 5.0
 
@@ -351,6 +374,8 @@ def test_bounds_refuse_what_does_not_fit():
     a, b = (tuple(w[0] for w in x) for x in (a, b))
     with pytest.raises(ValueError, match="start and weights must have the same shapes"):
         alignment_bound(a, b)
+    with pytest.raises(ValueError, match=r"weights must have one output .* got 2"):
+        alignment_bound((jnp.eye(2), jnp.eye(2)), (jnp.eye(2), jnp.eye(2)))
     with pytest.raises(ValueError, match="loss must be 'exponential' or 'logistic'"):
         first_layer_threshold("squared", 3, 0.1)
     with pytest.raises(ValueError, match="spread must be positive"):

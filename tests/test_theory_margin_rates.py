@@ -189,6 +189,8 @@ def test_the_first_layer_grows_as_the_corrected_equations_say(depth):
     _, change = jax.jvp(energy, (weights[0],), (-slope[0],))
     found = [first_layer_growth(problem, weights, direction=d) for d in (None, u)]
     assert float(jnp.abs(change - jnp.stack(found)).max()) < 1e-15
+    traced = jax.jit(lambda w: first_layer_growth(problem, w, direction=u))(weights)
+    assert float(jnp.abs(traced - found[1])) < 1e-15
 
 
 def test_bad_arguments_are_refused_by_name():
@@ -203,6 +205,8 @@ def test_bad_arguments_are_refused_by_name():
         predicted_ratio_exponent(0)
     with pytest.raises(ValueError, match=r"direction must have shape \(2,\)"):
         first_layer_growth(problem, start(2), direction=jnp.ones(3))
+    with pytest.raises(ValueError, match=r"direction must have norm 1, got 1\.41421"):
+        first_layer_growth(problem, start(2), direction=jnp.ones(2))
     # one support vector, another sample far off
     X = jnp.array([[1.0, 0.0], [5.0, 3.0]])
     with pytest.raises(ValueError, match="span less than the samples"):
@@ -214,3 +218,16 @@ def test_bad_arguments_are_refused_by_name():
     outputs = aj.classification(INPUTS, jnp.array([0, 1, 0, 1]), loss="cross_entropy")
     with pytest.raises(ValueError, match="one output"):
         first_layer_growth(outputs, (jnp.ones((2, 2)),))
+
+
+def test_a_flow_that_cannot_go_on_asks_whether_the_samples_are_separable():
+    both = aj.classification(jnp.ones((2, 1)), [1, -1], loss="exponential")
+    with pytest.warns(UserWarning, match="not separable: theory.margin.max_margin"):
+        aj.gradient_flow(
+            both,
+            (jnp.full((1, 1), 0.5),),
+            times=[1e300],
+            log_time=True,
+            solver="explicit",
+            max_steps=200,
+        )

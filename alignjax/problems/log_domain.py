@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array
 
 from alignjax.linalg import chain_gradients, guarded, leaves_finite
+from alignjax.losses import Loss
 from alignjax.problems.evaluate import largest_risk
 from alignjax.problems.kinds import SampleProblem
 
@@ -38,23 +39,29 @@ def log_risk_and_gradient(
     """``(log R, s, G)`` with ``dR/dW_i = exp(s) G_i``, of a problem without basis.
 
     ``s`` is the largest logarithm of a sample's slope, so that ``G`` keeps its digits where every
-    loss underflows. Weights enter as they are: only what the losses make of them is in logarithms.
+    loss underflows; 0 for a loss without ``log_slope``. Weights enter as they are: only what the
+    losses make of them is in logarithms.
     """
     loss = problem.loss
-    assert loss.log_slope is not None  # the caller's check_tail
-    log_slope = loss.log_slope
 
     def evaluate(outputs: Array) -> tuple[tuple[Array, Array], Array]:
         values = loss.log_values(outputs, problem.targets)
-        logs, directions = jax.vmap(log_slope)(outputs, problem.targets)
-        largest = lax.stop_gradient(logs.max())
-        slope = jnp.exp(logs - largest)[:, None] * directions / len(outputs)
-        return (jax.nn.logsumexp(values) - jnp.log(len(outputs)), largest), slope
+        scale, slopes = _scaled_slopes(loss, outputs, problem.targets)
+        return (jax.nn.logsumexp(values) - jnp.log(len(outputs)), scale), slopes / len(outputs)
 
     (value, scale), gradients = chain_gradients(
         weights, lambda outer, inner: problem.pull_back(outer, inner, evaluate)
     )
     return value, scale, gradients
+
+
+def _scaled_slopes(loss: Loss, outputs: Array, targets: Array) -> tuple[Array, Array]:
+    """``(s, V)``, where the losses' slopes are ``exp(s) V``."""
+    if loss.log_slope is None:
+        return jnp.zeros((), outputs.dtype), loss.derivatives(outputs, targets)
+    logs, directions = jax.vmap(loss.log_slope)(outputs, targets)
+    largest = lax.stop_gradient(logs.max())
+    return largest, jnp.exp(logs - largest)[:, None] * directions
 
 
 @guarded

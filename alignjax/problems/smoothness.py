@@ -33,8 +33,8 @@ def smoothness(
 
     Raises:
         TypeError: if the loss is none.
-        ValueError: if the loss lacks a constant (the exponential loss has neither), or ``radius``
-            is below 1.
+        ValueError: if the loss lacks a constant (the exponential loss has neither), ``radius`` is
+            below 1, or ``input_norm`` below 0.
 
     Source: Ji & Telgarsky 2019, Lemma 5.
 
@@ -55,5 +55,7 @@ def smoothness(
     if is_concrete(r) and float(r) < 1:
         raise ValueError(f"radius must be at least 1, got {radius}")
     b = as_real(input_norm, "input_norm", ndim=0)
+    if is_concrete(b) and float(b) < 0:
+        raise ValueError(f"input_norm must be at least 0, got {input_norm}")
     slope = chosen.smoothness * b**2 + chosen.lipschitz * b
     return 2 * layers**2 * r ** (2 * layers - 2) * slope

@@ -337,13 +337,6 @@ def _claims_on_layers(context: Context, times: np.ndarray, seen: dict[int, Seen]
             measured=found.ravel()[np.argmax(np.abs(found - predicted))],
             tolerance=0.03,
         )
-    context.claim_close(
-        "last_layer",
-        f"{PAPER}, Lemma 2",
-        "the last layer's ratio is exactly 1: largest difference",
-        predicted=0.0,
-        measured=max(np.abs(run.lack[..., -1]).max() for run in seen.values()),
-    )
     context.claim_below(
         "excess",
         f"{PAPER}, Lemma 2",

@@ -341,7 +341,7 @@ def _claims(context: Context, found: Found) -> None:
     context.claim_above(
         "lemma_5_tight",
         f"{PAPER}, Lemma 5",
-        "and the bound is within a factor of 10: the same",
+        "and random pairs come within a factor of 10 of the bound: the same",
         bound=0.1,
         measured=max(values.max() for values in found.smooth.values()),
         expected="refuted",

@@ -37,6 +37,8 @@ def balancedness_constant(weights: Weights) -> Float[Array, ""]:
 
         D = max_k ||W_k||_F^2 - ||W_L||_F^2 + sum_{k<L} ||W_k W_k^T - W_{k+1}^T W_{k+1}||_2
 
+    The bounds that it enters are those of a network with one output, whose last layer is a row.
+
     Args:
         weights: the start ``(W_1, ..., W_L)``.
 
@@ -61,8 +63,8 @@ def _spectral(matrix: Array) -> Array:
 def norm_gap(weights: Weights) -> Float[Array, " L"]:
     """What each layer has beyond its first singular value, ``||W_k||_F^2 - ||W_k||_2^2``.
 
-    Along gradient flow from a start with the constant ``D`` it is at most ``D``; along descent
-    under Assumption 5 at most ``D + 2 R(W(0))``.
+    With one output, along gradient flow from a start with the constant ``D``, it is at most ``D``;
+    along descent under Assumption 5 at most ``D + 2 R(W(0))``.
 
     Source: Ji & Telgarsky 2019, Lemmas 2 and 8.
     """
@@ -93,8 +95,8 @@ def alignment_bound(
 
         <v_{k+1}, u_k>^2 >= 1 - (D + ||W_{k+1}(0)||_2^2 + ||W_k(0)||_2^2) / ||W_{k+1}||_2^2
 
-    along gradient flow, and with ``D + 3 R(W(0))`` along descent under Assumption 5. It says
-    nothing (it is negative) before the weights have outgrown the start.
+    along gradient flow, and with ``D + 3 R(W(0))`` along descent under Assumption 5, for networks
+    with one output. It says nothing (it is negative) before the weights have outgrown the start.
 
     Args:
         start: ``(W_1(0), ..., W_L(0))``.
@@ -102,7 +104,8 @@ def alignment_bound(
         start_risk: ``R(W(0))`` for descent; None for the flow.
 
     Raises:
-        TypeError, ValueError: if either are no real matrices that chain, or shapes differ.
+        TypeError, ValueError: if either are no real matrices that chain, shapes differ, or the
+            network has more than one output.
 
     Source: Ji & Telgarsky 2019, Lemmas 2 and 8.
     """
@@ -111,6 +114,10 @@ def alignment_bound(
         raise ValueError(
             f"start and weights must have the same shapes, got {[w.shape for w in first]} and "
             f"{[w.shape for w in now]}"
+        )
+    if len(now[-1]) != 1:
+        raise ValueError(
+            f"weights must have one output (a last layer of one row), got {len(now[-1])}"
         )
     constant = balancedness_constant(first)
     if start_risk is not None:
@@ -147,8 +154,8 @@ def balance_drift(
 def first_layer_threshold(loss: Any, samples: int, spread: float) -> float:
     """How large ``w`` must be off the best direction for descent to shrink that part.
 
-    For ``<w, u> >= 0`` and a component of ``w`` orthogonal to the maximum-margin direction ``u``
-    that is longer than
+    For ``w`` in the span of the samples, ``<w, u> >= 0`` and a component of ``w`` orthogonal to the
+    maximum-margin direction ``u`` that is longer than
 
         (1 + ln n) / alpha    (exponential loss),    2 n / (e alpha)    (logistic loss),
 
@@ -181,7 +188,7 @@ def support_spread(X: Float[Array, "n k_0"], labels: Any, found: MaximumMargin) 
         alpha = min_{||xi|| = 1, xi _|_ u}  max_{i in S} <xi, y_i x_i>,
 
     the distance from 0 to the boundary of the convex hull of the support vectors, projected onto
-    the complement of ``u`` within the span of all samples: training never leaves that span.
+    the complement of ``u`` within the span of all samples: training moves nothing outside of it.
     Host-only.
 
     Args:

@@ -126,7 +126,8 @@ def max_margin(X: Float[Array, "n k_0"], labels: Shaped[Array, " n"]) -> Maximum
         )
     direction, margin, dual = found
     size = scale * length
-    support = np.flatnonzero(z @ direction <= margin + 1e-9)
+    # each by its own length: beside a very long sample all others would seem to be on the margin
+    support = np.flatnonzero(z @ direction <= margin + 1e-9 * np.linalg.norm(z, axis=1))
     return MaximumMargin(
         direction=jnp.asarray(direction, inputs.dtype),
         margin=jnp.asarray(margin * size, inputs.dtype),

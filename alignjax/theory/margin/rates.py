@@ -8,6 +8,10 @@ along the maximum-margin direction ``u``. Only support vectors count, so that th
 
 Neither constant depends on the start. What the start does, its imbalance, is lost like
 ``x^{-4/L}``.
+
+``w`` here is in the span of the samples. Where they span less than the space of inputs, what
+``W_1`` has outside of their span stays, and adds to ``w`` what grows like ``||w||^{1 - 1/L}``: its
+angle then falls like ``x^{-1/L}``, for one layer like ``1/x``, with a constant from the start.
 """
 
 from __future__ import annotations
@@ -70,7 +74,10 @@ def late_times(X: Float[Array, "n k_0"], labels: Any, found: MaximumMargin) -> L
 
         w_perp = v + (L - 1) gamma^2 H^{-1} v / x + O(x^{-2}),
 
-    with ``H`` the Hessian of the logarithm of the sum at its minimizer ``v``.
+    with ``H`` the Hessian of the logarithm of the sum at its minimizer ``v``. The remainder is that
+    of balanced layers: an imbalance ``D`` that is not small beside ``||W_k||^2`` adds terms which,
+    for L >= 3, can be as large as this one up to the latest times. ``w_perp`` is that of ``w`` in
+    the span of the samples.
     Host-only, in float64.
 
     Args:
@@ -192,7 +199,8 @@ def predicted_angle(times: Float[Array, "..."], late: LateTimes, depth: int) -> 
         tan(angle) = gamma ||w_perp|| / x ~ gamma ||v|| / ln t
 
     To the leading order it does not depend on the depth; ``w_perp = v + (L - 1) lag / x`` does.
-    Arguments and errors as in :func:`predicted_norm`.
+    It holds for starts whose first layer lies in the span of the samples, which all do where the
+    samples span the space of inputs. Arguments and errors as in :func:`predicted_norm`.
 
     Source: not in Ji & Telgarsky 2019, Theorem 2, which proves that it tends to 0.
     """
@@ -276,7 +284,7 @@ def first_layer_growth(
 
     Raises:
         TypeError, ValueError: if ``weights`` do not fit ``problem``, the network has more than one
-            output, or ``direction`` is no vector of that length.
+            output, or ``direction`` is no unit vector of that length.
 
     Source: Ji & Telgarsky 2019, eqs. 20 and 21; the printed form differs: it lacks the factor 2.
     """
@@ -290,4 +298,8 @@ def first_layer_growth(
     unit = as_real(direction, "direction", ndim=1)
     if unit.shape != (product.shape[1],):
         raise ValueError(f"direction must have shape ({product.shape[1]},), got {unit.shape}")
+    # by NumPy, since JAX would trace the norm of a constant too
+    size = float(np.linalg.norm(np.asarray(unit))) if is_concrete(unit) else 1.0
+    if abs(size - 1) > 1e-5:
+        raise ValueError(f"direction must have norm 1, got {size:.6g}")
     return -2 * (jnp.vdot(product, slope) - jnp.vdot(product, unit) * jnp.vdot(slope, unit))
