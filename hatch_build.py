@@ -16,6 +16,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY = Path("alignjax/engines/_cpu_kernels.so")
+REQUIRED = "ALIGNJAX_REQUIRE_KERNELS"  # if set, what cannot be compiled stops the installation
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -47,11 +48,15 @@ class CompiledKernels(BuildHookInterface):
         library = root / LIBRARY
         sources = [*(root / "csrc").glob("*"), root / "hatch_build.py"]
         newest = max(source.stat().st_mtime for source in sources)
-        if not library.exists() or library.stat().st_mtime < newest:
-            library.unlink(missing_ok=True)
+        # A wheel may be for another machine than the tree's library was compiled on.
+        fresh = library.exists() and library.stat().st_mtime >= newest
+        if not fresh or version != "editable":
             try:
+                library.unlink(missing_ok=True)
                 compile_library(root / "csrc", library)
-            except (OSError, RuntimeError) as error:
+            except (ImportError, OSError, RuntimeError) as error:
+                if os.environ.get(REQUIRED):
+                    raise
                 self.app.display_warning(f"alignjax does without compiled kernels: {error}")
         if library.exists():
             build_data["pure_python"] = False

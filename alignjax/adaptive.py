@@ -229,7 +229,12 @@ def _adaptive_descent(
 
     nothing = jnp.asarray(-jnp.inf, weights[0].dtype)
     state, (seen, time), _, status, stopped_at = record(
-        advance, (start, largest_norm(start) + 1, nothing), look, save_at, steps
+        advance,
+        (start, largest_norm(start) + 1, nothing),
+        look,
+        save_at,
+        steps,
+        given=(problem, size),
     )
     return Trajectory(
         jnp.asarray(save_at, jnp.int32),

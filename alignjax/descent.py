@@ -160,6 +160,7 @@ def _gradient_descent(
         save_at,
         steps,
         reached=None if until is None else lambda state: value(state) <= until,
+        given=(seen_as, rate, until),
     )
     time = taken.astype(rate.dtype).reshape(-1, *[1] * rate.ndim) * rate
     step = jnp.asarray(save_at, jnp.int32)
@@ -315,6 +316,7 @@ def _optimizer_descent(
         lambda state: look(state[0]),
         save_at,
         steps,
+        given=problem,
     )
     step = jnp.asarray(save_at, jnp.int32)
     return Trajectory(step, None, seen, state[0], status, stopped_at, state[1])

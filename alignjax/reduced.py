@@ -273,7 +273,9 @@ def _reduced_descent(
         values = jnp.stack(s)
         return {"singular_values": values, "risk": reduced_risk(reduced, values)}
 
-    final, seen, taken, status, stopped_at = record(advance, tuple(start), observe, save_at, steps)
+    final, seen, taken, status, stopped_at = record(
+        advance, tuple(start), observe, save_at, steps, given=(reduced, rate)
+    )
     time = taken.astype(rate.dtype).reshape(-1, *[1] * rate.ndim) * rate
     return Trajectory(
         jnp.asarray(save_at, jnp.int32), time, seen, jnp.stack(final), status, stopped_at
@@ -365,7 +367,8 @@ def _advance(
         state = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state)
         return state, good, taken + good.astype(jnp.int32)
 
-    good, taken = _checked(reduced, state)[1], jnp.zeros((), jnp.int32)
+    good = _checked(reduced, state)[1]
+    taken = jnp.where(good, jnp.int32(0), jnp.int32(0))  # varies as `good` does in `shard_map`
     if reduced.input_spectrum.ndim == 1:  # modes that a Gram matrix couples fill no such block
         looks = (blocks + _BLOCKS_A_LOOK - 1) // _BLOCKS_A_LOOK
         state, _, taken = lax.fori_loop(0, looks, stretch, (state, good, taken))

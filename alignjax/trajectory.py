@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array
 
 from alignjax._validation import as_count, describe
+from alignjax.linalg import tied
 
 __all__ = ["Status", "Trajectory", "every", "log_steps"]
 
@@ -152,6 +153,7 @@ def record(
     steps: int,
     *,
     reached: Callable[[Any], Array] | None = None,
+    given: Any = None,
 ) -> tuple[Any, Any, Array, Array, Array]:
     """Observe, advance, observe, advance, to the last save point and then to ``steps``.
 
@@ -163,6 +165,7 @@ def record(
         save_at: checked save points.
         steps: where the run ends.
         reached: looks at a state on save points and stops the run where true.
+        given: the arrays that these functions close over.
 
     Returns:
         ``(state, observations, taken at each save point, status, stopped_at)``.
@@ -188,7 +191,7 @@ def record(
             status = jnp.where(stop, Status.REACHED, status)
         return (state, total, status), (observe(state), total)
 
-    zero = jnp.zeros((), jnp.int32)
+    state, zero = tied((state, jnp.zeros((), jnp.int32)), (state, given))
     body = jax.checkpoint(segment, prevent_cse=False)
     carry, (seen, totals) = lax.scan(
         body, (state, zero, zero), (jnp.asarray(starts), jnp.asarray(counts), asked)

@@ -35,9 +35,17 @@ def on_cpu(dtype: str = "float32") -> Iterator[None]:
     """Compute on the CPU, also where there is a GPU, and in float64 if asked."""
     with (
         jax.default_device(jax.devices("cpu")[0]),
-        jax.enable_x64(True) if dtype == "float64" else nullcontext(),
+        _in_float64() if dtype == "float64" else nullcontext(),
     ):
         yield
+
+
+def _in_float64() -> Any:
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # JAX before 0.8
+
+    return enable_x64(True)
 
 
 def case_name(width: int, dtype: str) -> str:

@@ -52,14 +52,14 @@ std::vector<const InstructionSet*> instruction_sets() {
 std::atomic<const InstructionSet*> selected{instruction_sets().front()};
 
 template <class T>
-const Kernels<T>& kernels();
+const Kernels<T>& kernels(const InstructionSet& set);
 template <>
-const Kernels<float>& kernels() {
-  return selected.load()->single;
+const Kernels<float>& kernels(const InstructionSet& set) {
+  return set.single;
 }
 template <>
-const Kernels<double>& kernels() {
-  return selected.load()->twice;
+const Kernels<double>& kernels(const InstructionSet& set) {
+  return set.twice;
 }
 
 // An operand or a result with leading batch axes, each as long as that of the batch or 1.
@@ -85,10 +85,10 @@ struct Job {
   std::int64_t networks = 1, steps = 0, packs = 0, per_pack = 1;
   Shape shape{};
   bool columns = false;
+  const InstructionSet* set = nullptr;  // one for the whole job, whatever is selected meanwhile
   std::vector<Batched> operands;  // as in Operand, the layers from kWeights on
   std::vector<Batched> results;   // taken, then the layers
   std::atomic<std::int64_t> next{0};
-  std::atomic<bool> exhausted{false};
   std::mutex mutex;
   std::condition_variable finished;
   std::int64_t done = 0;
@@ -142,42 +142,63 @@ class FlushSubnormals {
   const std::uint64_t before_;
 };
 
-// Takes packs until none is left.
+// What a thread needs to take packs.
+template <class T>
+struct Workspace {
+  explicit Workspace(const Job& job) {
+    const Kernels<T>& kernel = kernels<T>(*job.set);
+    const std::size_t bytes =
+        job.columns ? kernel.columns_scratch(job.shape) : kernel.lanes_scratch(job.shape);
+    scratch.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    if (!scratch) throw std::bad_alloc();
+    std::memset(scratch.get(), 0, bytes);
+    const auto depth = static_cast<std::size_t>(job.shape.depth);
+    nets.resize(job.per_pack);
+    weights.resize(job.per_pack * depth);
+    results.resize(job.per_pack * depth);
+  }
+
+  std::unique_ptr<void, Free> scratch;
+  std::vector<Network<T>> nets;
+  std::vector<const T*> weights;
+  std::vector<T*> results;
+};
+
+// Takes packs until none is left. Throws, if at all, before it takes one.
 template <class T>
 void work(Job& job) {
-  std::int64_t pack = job.next.fetch_add(1);
-  if (pack >= job.packs) return;
+  if (job.next.load() >= job.packs) return;
+  Workspace<T> space(job);
   const FlushSubnormals flush;
-  const Kernels<T>& kernel = kernels<T>();
-  const std::size_t bytes =
-      job.columns ? kernel.columns_scratch(job.shape) : kernel.lanes_scratch(job.shape);
-  const std::unique_ptr<void, Free> scratch(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-  std::int64_t done = 0;
-  if (scratch) std::memset(scratch.get(), 0, bytes);
+  const Kernels<T>& kernel = kernels<T>(*job.set);
   const auto depth = static_cast<std::size_t>(job.shape.depth);
-  std::vector<Network<T>> nets(job.per_pack);
-  std::vector<const T*> weights(job.per_pack * depth);
-  std::vector<T*> results(job.per_pack * depth);
-  for (; pack < job.packs; pack = job.next.fetch_add(1), ++done) {
-    if (!scratch) {
-      job.exhausted = true;
-      continue;
-    }
+  std::int64_t done = 0;
+  for (std::int64_t pack; (pack = job.next.fetch_add(1)) < job.packs; ++done) {
     const std::int64_t first = pack * job.per_pack;
     const std::int64_t count = std::min(job.per_pack, job.networks - first);
     for (std::int64_t i = 0; i < count; ++i) {
-      nets[i] = network<T>(job, first + i, &weights[i * depth], &results[i * depth]);
+      space.nets[i] =
+          network<T>(job, first + i, &space.weights[i * depth], &space.results[i * depth]);
     }
     if (job.columns) {
-      kernel.advance_columns(job.shape, nets[0], job.steps, scratch.get());
+      kernel.advance_columns(job.shape, space.nets[0], job.steps, space.scratch.get());
     } else {
-      kernel.advance_lanes(job.shape, nets.data(), static_cast<int>(count), job.steps,
-                           scratch.get());
+      kernel.advance_lanes(job.shape, space.nets.data(), static_cast<int>(count), job.steps,
+                           space.scratch.get());
     }
   }
   const std::lock_guard<std::mutex> lock(job.mutex);
   job.done += done;
   if (job.done == job.packs) job.finished.notify_all();
+}
+
+// A thread that finds no memory leaves its share to the others.
+template <class T>
+void help(Job& job) noexcept {
+  try {
+    work<T>(job);
+  } catch (const std::bad_alloc&) {
+  }
 }
 
 // Below this many multiplications a thread is not worth waking.
@@ -190,20 +211,43 @@ double multiplications(const Job& job) {
          static_cast<double>(job.networks) * static_cast<double>(job.steps + 1);
 }
 
+// No steps: the segment before the first save point, say.
+void stand_still(const Job& job, std::size_t item) {
+  for (std::int64_t index = 0; index < job.networks; ++index) {
+    for (std::int64_t i = 0; i < job.shape.depth; ++i) {
+      std::memcpy(job.results[1 + i].at(index, job.batch),
+                  job.operands[kWeights + i].at(index, job.batch),
+                  item * static_cast<std::size_t>(job.widths[i] * job.widths[i + 1]));
+    }
+    *reinterpret_cast<std::int32_t*>(job.results[0].at(index, job.batch)) = 0;
+  }
+}
+
+ffi::Error no_memory() {
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "alignjax: no memory for a network");
+}
+
 template <class T>
 ffi::Error run(ffi::ThreadPool& pool, const std::shared_ptr<Job>& job) {
-  job->per_pack = job->columns ? 1 : kernels<T>().lanes;
+  job->per_pack = job->columns ? 1 : kernels<T>(*job->set).lanes;
   job->packs = (job->networks + job->per_pack - 1) / job->per_pack;
-  const auto useful = static_cast<std::int64_t>(multiplications(*job) / kWorthAThread);
+  const auto useful = static_cast<std::int64_t>(std::min(multiplications(*job) / kWorthAThread, 1e9));
   const std::int64_t helpers =
       std::min({pool.num_threads(), job->packs, useful + 1}) - 1;
-  for (std::int64_t i = 0; i < helpers; ++i) pool.Schedule([job] { work<T>(*job); });
-  work<T>(*job);
+  bool exhausted = false;
+  try {
+    for (std::int64_t i = 0; i < helpers; ++i) pool.Schedule([job] { help<T>(*job); });
+    work<T>(*job);
+  } catch (const std::bad_alloc&) {
+    // Packs that the other threads have not taken are nobody's any more.
+    exhausted = true;
+    const std::int64_t left = job->packs - std::min(job->next.exchange(job->packs), job->packs);
+    const std::lock_guard<std::mutex> lock(job->mutex);
+    job->done += left;
+  }
   std::unique_lock<std::mutex> lock(job->mutex);
   job->finished.wait(lock, [&] { return job->done == job->packs; });
-  if (job->exhausted) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "alignjax: no memory for a network");
-  }
+  if (exhausted) return no_memory();
   return ffi::Error::Success();
 }
 
@@ -233,8 +277,8 @@ bool place(ffi::AnyBuffer::Dimensions dims, void* data, std::size_t item, const 
 
 // Operands: steps, rates, Sigma_xx, Sigma_yx, W*, the slope there, energy, floor, W_1, ..., W_d.
 // Results: taken, W_1, ..., W_d.
-ffi::Error advance(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                   std::int64_t vertex, bool columns) {
+ffi::Error checked_advance(ffi::ThreadPool& pool, ffi::RemainingArgs& args,
+                           ffi::RemainingRets& rets, std::int64_t vertex, bool columns) {
   const std::size_t depth = rets.size() - 1;
   if (rets.size() < 2 || args.size() != 1 + kWeights + depth) {
     return invalid("operands are missing");
@@ -247,6 +291,7 @@ ffi::Error advance(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remaining
   }
   auto job = std::make_shared<Job>();
   job->columns = columns;
+  job->set = selected.load();
   job->steps = *steps->typed_data<std::int32_t>();
   const auto lead = (*taken)->dimensions();
   job->batch.assign(lead.begin(), lead.end());
@@ -297,7 +342,21 @@ ffi::Error advance(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remaining
   }
   if (vertex < 0 || vertex > static_cast<std::int64_t>(depth)) return invalid("vertex is no index");
   job->shape = {job->widths.data(), static_cast<std::int64_t>(depth), vertex};
+  if (job->steps <= 0) {
+    stand_still(*job, item);
+    return ffi::Error::Success();
+  }
   return dtype == ffi::F32 ? run<float>(pool, job) : run<double>(pool, job);
+}
+
+// XLA is not prepared for exceptions.
+ffi::Error advance(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                   std::int64_t vertex, bool columns) noexcept {
+  try {
+    return checked_advance(pool, args, rets, vertex, columns);
+  } catch (const std::bad_alloc&) {
+    return no_memory();
+  }
 }
 
 }  // namespace
@@ -321,6 +380,9 @@ ALIGNJAX_EXPORT const char* alignjax_instruction_set(int i) {
   const auto sets = alignjax::instruction_sets();
   return i >= 0 && i < static_cast<int>(sets.size()) ? sets[i]->name : nullptr;
 }
+
+// The name of the one in use.
+ALIGNJAX_EXPORT const char* alignjax_selected() { return alignjax::selected.load()->name; }
 
 // Chooses one of them; whether there is one of that name.
 ALIGNJAX_EXPORT int alignjax_select(const char* name) {

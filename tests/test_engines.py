@@ -9,6 +9,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 
@@ -163,6 +164,24 @@ def test_the_largest_risk_is_the_square_root_of_the_largest_float():
 
 
 @needs_kernels
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("width", [1, 33], ids=["lanes", "columns"])
+def test_divergence_is_found_at_any_place_of_a_block_of_steps(width, dtype):
+    # W grows by 5/4 a step, and state `first` is the first one whose risk is too large.
+    first = np.array([1, 2, 31, 32, 33, 63, 64, 65])
+    largest = float(np.finfo(dtype).max) ** 0.5
+    sizes = ((2 * largest) ** 0.5 * 1.25 ** (0.5 - first)).astype(dtype)
+    starts = np.zeros((len(first), width, width), dtype)
+    starts[:, 0, 0] = sizes
+    problem = aj.from_moments(np.eye(width, dtype=dtype), np.zeros((width, width), dtype), dtype(0))
+    run = partial(aj.engines.advance, problem, max_steps=70, engine="cpu")
+    (found,), taken = jax.jit(jax.vmap(lambda w: run((w,), dtype(2.25), 70)))(starts)
+    np.testing.assert_array_equal(taken, first - 1)
+    ends = sizes * (-1.25) ** (first - 1)
+    np.testing.assert_allclose(found[:, 0, 0], ends, rtol=100 * np.finfo(dtype).eps)
+
+
+@needs_kernels
 def test_a_start_that_is_no_good_state_is_kept():
     problem = aj.regression(np.eye(3), np.eye(3))
     for bad in (np.nan, np.inf, 1e200):
@@ -233,26 +252,78 @@ def test_it_runs_inside_shard_map():
         assert_close(sharded(rates), jax.jit(run)(rates), 1e-14)
 
 
+@pytest.mark.parametrize("engine", ["xla", "auto"])
+@pytest.mark.parametrize("sharded", ["rates", "starts", "targets"])
+def test_a_whole_descent_runs_inside_shard_map(engine, sharded):
+    X, Y, starts, rates = case((3, 4, 2), batch=2)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("runs",))
+    axis, whole = jax.sharding.PartitionSpec("runs"), jax.sharding.PartitionSpec()
+    names = ("rates", "starts", "targets")
+    where = tuple(axis if name == sharded else whole for name in names)
+    over = tuple(0 if name == sharded else None for name in names)
+
+    def run(rate, start, targets):
+        found = aj.gradient_descent(
+            aj.regression(X, targets), start, rate, steps=7, save_at=(0, 3), engine=engine
+        )
+        return found.observations["risk"], found.weights, found.status
+
+    given = {
+        "rates": rates if sharded == "rates" else rates[0],
+        "starts": starts if sharded == "starts" else tuple(w[0] for w in starts),
+        "targets": np.stack([Y, 2 * Y]) if sharded == "targets" else Y,
+    }
+    batched = jax.vmap(run, over)
+    spread = jax.jit(jax.shard_map(batched, mesh=mesh, in_specs=where, out_specs=axis))
+    assert_close(spread(*given.values()), jax.jit(batched)(*given.values()), 1e-14)
+
+
+def test_other_descents_run_inside_shard_map():
+    X, Y, starts, _ = case((3, 3, 3), batch=2)
+    data = aj.datasets.separable_pair(jax.random.key(0), 8, 3)
+    pair = aj.classification(data.inputs, data.labels, loss="exponential")
+    factored = aj.factorization(jnp.diag(jnp.arange(1.0, 4.0)))
+    reduced = aj.reduce(factored, aj.initializers.identity((3, 3, 3), 0.5))
+    small = aj.initializers.identity((3, 3, 1), 0.1)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("runs",))
+    axis = jax.sharding.PartitionSpec("runs")
+
+    def run(rate):
+        first = aj.adaptive_descent(pair, small, steps=3, rule="margin", constant=rate)
+        second = aj.reduced_descent(reduced, rate, steps=3)
+        third = aj.optimizer_descent(
+            aj.regression(X, rate * Y), tuple(w[0] for w in starts), optax.sgd(0.1), steps=3
+        )
+        return first.weights, second.weights, third.weights
+
+    batched = jax.vmap(run)
+    spread = jax.jit(jax.shard_map(batched, mesh=mesh, in_specs=axis, out_specs=axis))
+    given = jnp.linspace(0.01, 0.02, 2)
+    assert_close(spread(given), jax.jit(batched)(given), 1e-13)
+
+
 @needs_kernels
-def test_auto_gives_each_platform_its_own_kernel(monkeypatch):
+@pytest.mark.parametrize(
+    ("engine", "kernel", "platforms"),
+    [("auto", library.TARGET, ["cpu"]), ("gpu", "triton", ["cuda"])],
+)
+def test_each_kernel_is_on_its_platform_alone(engine, kernel, platforms, monkeypatch):
     pytest.importorskip("jax.experimental.pallas.triton")
     monkeypatch.setattr(fused, "_without_gpu", lambda: None)  # lowering needs no GPU
     X, Y, starts, rates = case((4, 4, 4), dtype=np.float32)
-    run = jax.jit(jax.vmap(partial(advance, aj.regression(X, Y), engine="auto")))
+    run = jax.jit(jax.vmap(partial(advance, aj.regression(X, Y), engine=engine)))
     traced = run.trace(starts, rates)
-    texts = {
-        name: traced.lower(lowering_platforms=(name,)).as_text().lower()
-        for name in ("cpu", "cuda", "tpu")
-    }
-    assert [name for name, text in texts.items() if library.TARGET in text] == ["cpu"]
-    assert [name for name, text in texts.items() if "triton" in text] == ["cuda"]
+    where = ("cpu", "cuda", "tpu") if engine == "auto" else ("cuda",)
+    texts = {n: traced.lower(lowering_platforms=(n,)).as_text().lower() for n in where}
+    assert [name for name, text in texts.items() if kernel in text] == platforms
 
 
 @pytest.fixture
 def restored():
+    before = library.selected()
     yield
-    if library.reason_for_absence() is None:
-        library.select(library.instruction_sets()[0])
+    if before is not None:
+        library.select(before)
 
 
 @needs_kernels
@@ -264,7 +335,8 @@ def test_all_instruction_sets_agree(widths, dtype, restored):
     found = []
     for name in library.instruction_sets():
         library.select(name)
-        found.append(run(starts, rates)[0])
+        assert library.selected() == name
+        found.append(jax.block_until_ready(run(starts, rates)[0]))
     for other in found[1:]:
         assert_close(other, found[0], 1e-12 if dtype == np.float64 else 1e-4)
 
@@ -320,7 +392,7 @@ def test_the_environment_chooses_an_instruction_set(wanted, right):
     name = library.instruction_sets()[-1] if right else wanted
     program = """
 from alignjax.engines import fused, library
-print(library.reason_for_absence(), library.instruction_sets())
+print(library.reason_for_absence(), library.selected())
 from jax._src import xla_bridge
 assert not xla_bridge._backends, "loading the kernels started a backend"
 """
@@ -332,6 +404,6 @@ assert not xla_bridge._backends, "loading the kernels started a backend"
         check=False,
     )
     if right:
-        assert run.stdout.startswith("None ('"), run.stderr
+        assert run.stdout.strip() == f"None {name}", run.stderr
     else:
         assert "ALIGNJAX_CPU_ISA must be one of the instruction sets" in run.stderr

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "losses": {"linalg"},
     "problems": BELOW_PROBLEMS,
     "structures": {"linalg"},
-    "trajectory": set(),
+    "trajectory": {"linalg"},
     "moments": {"linalg"},
     "bases": BELOW_PROBLEMS | {"problems"},
     "initializers": BELOW_PROBLEMS | {"problems", "bases"},

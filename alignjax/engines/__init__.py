@@ -3,8 +3,9 @@
 An engine has one job: ``advance(problem, state, learning_rate, steps, *, max_steps, structure) ->
 (state, taken)``. Saving, observing and stopping sit outside. ``"xla"`` is the reference and runs
 everything, everywhere. ``"cpu"`` and ``"gpu"`` run all steps of a segment in one kernel, for least
-squares by moments; their derivatives are those of the reference. ``"auto"`` is the fastest one for
-the platform that a program is compiled for, judged by the problem, its widths and its precision.
+squares by moments; their derivatives are those of the reference. ``"auto"`` is ``"cpu"`` where a
+program is compiled for a CPU, the problem is one of those and no layer is wider than 256, and
+``"xla"`` elsewhere: ``"gpu"`` is taken by name only, for its speed was never measured.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-__all__ = ["FILE", "TARGET", "instruction_sets", "reason_for_absence", "select"]
+__all__ = ["FILE", "TARGET", "instruction_sets", "reason_for_absence", "select", "selected"]
 
 FILE = Path(__file__).with_name("_cpu_kernels.so")
 """Where the package's build puts them."""
@@ -50,6 +50,12 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(names)
 
 
+def selected() -> str | None:
+    """The one of :func:`instruction_sets` in use; None without kernels."""
+    library = _load().library
+    return None if library is None else library.alignjax_selected().decode()
+
+
 def select(name: str) -> None:
     """Use one of :func:`instruction_sets` from now on; by default the fastest is used.
 
@@ -82,6 +88,7 @@ def _open() -> _Loaded:
     except Exception as error:  # whatever this platform or this jaxlib objects to
         return _Loaded(None, f"its compiled kernels cannot be loaded: {error}")
     library.alignjax_instruction_set.restype = ctypes.c_char_p
+    library.alignjax_selected.restype = ctypes.c_char_p
     wanted = os.environ.get(_VARIABLE)
     if wanted:
         _select(library, wanted, _VARIABLE)

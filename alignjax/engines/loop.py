@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
 from math import isqrt
-from operator import or_
 from typing import Any, TypeVar
 
 import jax
@@ -13,20 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-__all__ = ["guarded_steps", "repeat", "tied"]
+__all__ = ["guarded_steps", "repeat"]
 
 State = TypeVar("State")
-
-
-def tied(state: State, others: Any) -> State:
-    """The same arrays, which in the eyes of a tracer depend on ``others``.
-
-    Inside ``shard_map`` a loop's carry has to vary along a mesh axis from the start if it ever
-    does, and so do the results of a branch if those of another one do. The compiler sees through
-    it.
-    """
-    anchor = reduce(or_, [(leaf != leaf).any() for leaf in jax.tree.leaves(others)])
-    return jax.tree.map(lambda leaf: jnp.where(anchor, leaf, leaf), state)
 
 
 def repeat(
