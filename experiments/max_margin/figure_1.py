@@ -145,7 +145,8 @@ def figure_1(context: Context) -> None:
         seen[depth] = descents(problem, weights, steps, constant)
     many = starts(context.key, problem, widths(2, 4, HIDDEN), SCALE, count)
     _table(context, seen, data)
-    _claims(context, seen, data, least_ratio_gains(problem, many))
+    _claim_predictors(context, seen, data)
+    _claim_layers(context, *seen[4], least_ratio_gains(problem, many))
     _draw(context, seen, data)
 
 
@@ -173,12 +174,10 @@ def _table(context: Context, seen: dict[int, tuple[Descent, Descent]], data: Sep
     context.table("descents", columns, "Both networks along both descents.")
 
 
-def _claims(
-    context: Context,
-    seen: dict[int, tuple[Descent, Descent]],
-    data: Separable,
-    gains: np.ndarray,
+def _claim_predictors(
+    context: Context, seen: dict[int, tuple[Descent, Descent]], data: Separable
 ) -> None:
+    """What figure 1a says of both networks' predictors."""
     direction, gamma = data.found.direction, float(data.found.margin)
     ends = {depth: runs[1] for depth, runs in seen.items()}
     for depth, run in ends.items():
@@ -210,16 +209,18 @@ def _claims(
         bound=0.02,
         measured=apart,
     )
-    fixed, late = seen[4]
+    shallow, deep = seen[1][0].product[-1], seen[4][0].product[-1]
     context.claim_below(
         "figure_apart",
         f"{SOURCE}a",
         f"the same after the figure's {STEPS} steps",
         bound=0.1,
-        measured=angles(
-            fixed.product[-1], seen[1][0].product[-1] / np.linalg.norm(seen[1][0].product[-1])
-        ),
+        measured=angles(deep, shallow / np.linalg.norm(shallow)),
     )
+
+
+def _claim_layers(context: Context, fixed: Descent, late: Descent, gains: np.ndarray) -> None:
+    """What figure 1b says of the 4 layers, at the figure's rate and at late times."""
     context.claim_below(
         "ratios",
         f"{SOURCE}b",
