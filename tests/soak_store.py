@@ -111,7 +111,7 @@ def moment(store, files, records):
     if not files:
         return "before there was a store"
     recorded = {chunk for data in records.values() for chunk in json.loads(data)["checksums"]}
-    chunks = {name for name in files if "/c/" in name and name.split("/")[0] in OUTPUTS}
+    chunks = {name for name in files if "/c." in name and name.split("/")[0] in OUTPUTS}
     if any(name.endswith(".partial") for name in files):
         return "in the middle of a file"
     return "in the middle of a block" if chunks - recorded else "between two blocks"

@@ -246,7 +246,7 @@ def test_what_cannot_be_drawn_is_told(folder, capsys):
     # A value that is infinite has a place on the axis all the same.
     assert spoken(capsys, "plot", "run.0.1", "-v", "y")[0] == 0
     assert Path("run.0.1.png").exists()
-    Path("run.0.1/y/c/0/0").write_bytes(b"cut")
+    Path("run.0.1/y/c.0.0").write_bytes(b"cut")
     code, _, err = spoken(capsys, "plot", "run.0.1", "-v", "y")
     assert code == errors.BAD_INPUT
     assert "cannot be read" in err

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -209,7 +210,7 @@ def empty(path):
 @pytest.mark.parametrize("damage", [flip, cut, empty, Path.unlink])
 @pytest.mark.parametrize(
     "file",
-    ["risk/c/1/0/0", "status/c/1/0", "complete/c/1/0", "complete/records/block-1-0.json"],
+    ["risk/c.1.0.0", "status/c.1.0", "complete/c.1.0", "complete/records/block-1-0.json"],
 )
 def test_a_damaged_block_is_done_again_and_no_other(whole, file, damage):
     undisturbed = contents(whole)
@@ -227,7 +228,7 @@ def test_a_record_of_another_block_is_no_record(whole):
 
 
 def test_chunks_swapped_between_blocks_are_seen(whole):
-    one, other = whole / "risk/c/0/0/0", whole / "risk/c/1/0/0"
+    one, other = whole / "risk/c.0.0.0", whole / "risk/c.1.0.0"
     one_bytes = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(one_bytes)
@@ -235,7 +236,7 @@ def test_chunks_swapped_between_blocks_are_seen(whole):
 
 
 def test_leftovers_of_a_killed_writer_go_when_their_block_is_written(whole, half):
-    for name in ("risk/c/0/1/0.abcd.partial", "complete/records/block-0-1.json.ef.partial"):
+    for name in ("risk/c.0.1.0.abcd.partial", "complete/records/block-0-1.json.ef.partial"):
         path = half / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"cut off")
@@ -257,15 +258,16 @@ def test_a_failing_writer_tells_the_path_and_spares_finished_blocks(
         raise full
 
     with monkeypatch.context() as patch:
-        if failing == "record":
-            patch.setattr(store_module, "_write_atomically", fail)
-        else:
-            path = store._chunk(failing, (0, 1))
-            real = store_module._flushed_checksum
-            patch.setattr(
-                store_module, "_flushed_checksum", lambda p: fail() if p == path else real(p)
-            )
-        with pytest.raises(StoreWriteError, match=r"No space left.*2 finished blocks.*half") as got:
+        path = store._record((0, 1)) if failing == "record" else store._chunk(failing, (0, 1))
+        real = store_module._write_atomically
+        patch.setattr(
+            store_module,
+            "_write_atomically",
+            lambda p, *given, **options: fail() if p == path else real(p, *given, **options),
+        )
+        with pytest.raises(
+            StoreWriteError, match=r"No space left.*finished blocks are intact.*half"
+        ) as got:
             store.write((0, 1), arrays_of((0, 1)))
     assert got.value.errno == errno.ENOSPC
     assert contents(half) == before
@@ -273,19 +275,45 @@ def test_a_failing_writer_tells_the_path_and_spares_finished_blocks(
     assert contents(half) == contents(whole)
 
 
-def test_a_second_writer_is_told_of_and_its_block_is_spared(half, monkeypatch):
-    store, other = open_store(half, SPEC), open_store(half, SPEC)
-    real = store_module._flushed_checksum
+@pytest.mark.parametrize("moment", ["before", "risk", "complete", "record"])
+def test_two_that_write_one_block_both_succeed(half, whole, monkeypatch, moment):
+    """The other takes this one's file for a leftover, and finishes the block, at any moment."""
+    store, real = open_store(half, SPEC), store_module._write_atomically
+    path = store._record((0, 1)) if moment == "record" else store._chunk("risk", (0, 1))
+    path = store._chunk("complete", (0, 1)) if moment == "complete" else path
 
-    def vanish(path):
-        monkeypatch.setattr(store_module, "_flushed_checksum", real)
+    def cross(target, *given, **options):
+        if target != path:
+            return real(target, *given, **options)
+        monkeypatch.setattr(store_module, "_write_atomically", real)
+        mine = target.with_name(f"{target.name}.abcd.partial")
+        mine.write_bytes(b"")
+        other = open_store(half, SPEC)
+        other.missing()
         other.write((0, 1), arrays_of((0, 1)))
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        os.replace(mine, target)
 
-    monkeypatch.setattr(store_module, "_flushed_checksum", vanish)
-    with pytest.raises(StoreWriteError, match="does another process write"):
+    if moment == "before":
+        open_store(half, SPEC).write((0, 1), arrays_of((0, 1)))
+    else:
+        monkeypatch.setattr(store_module, "_write_atomically", cross)
+    store.write((0, 1), arrays_of((0, 1)))
+    assert not list(half.rglob("*.partial"))
+    fill(open_store(half, SPEC))
+    assert contents(half) == contents(whole)
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_store_that_another_replaced_or_removed_is_left_alone(half, removed):
+    store = open_store(half, SPEC)
+    if removed:
+        shutil.rmtree(half)
+    else:
+        open_store(half, with_output(dtype="float32"), overwrite=True)
+    before = contents(half.parent)
+    with pytest.raises(StoreWriteError, match=r"another process replaced or removed"):
         store.write((0, 1), arrays_of((0, 1)))
-    assert (0, 1) not in open_store(half, SPEC).missing()
+    assert contents(half.parent) == before
 
 
 def test_a_store_that_cannot_be_created_tells_where(tmp_path, monkeypatch):
@@ -304,7 +332,7 @@ def test_a_disk_full_at_creation_leaves_nothing_and_an_old_store_alone(half, mon
 
     before = contents(half.parent)
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_flushed_checksum", fail)
+        patch.setattr(store_module, "_flush", fail)
         for path, overwrite in ((half.parent / "new", False), (half, True)):
             with pytest.raises(StoreWriteError, match="No space left"):
                 open_store(path, SPEC, overwrite=overwrite)

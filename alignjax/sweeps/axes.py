@@ -183,6 +183,7 @@ def _static_dimension(name: Any, values: Any) -> Dimension:
             f"static axis {name!r} must be a sequence of Python values, got "
             f"{type(values).__name__}: {values!r}"
         )
+    refuse_masked(values, f"static axis {name!r}")
     choices = tuple(values.tolist() if isinstance(values, np.ndarray) else values)
     if not choices:
         raise ValueError(f"static axis {name!r} is empty: give it at least one value")
@@ -218,7 +219,8 @@ def _axis(name: str, values: Any) -> Axis:
 
     Raises:
         TypeError: if they are no array of numbers or keys.
-        ValueError: if there are none, or if they do not fit the dtype they get on the device.
+        ValueError: if there are none, if some are masked, or if they do not fit the dtype they get
+            on the device.
     """
     if isinstance(values, jax.core.Tracer):
         raise TypeError(f"axis {name!r} is traced, but sweep runs on the host: call it outside jit")
@@ -229,6 +231,7 @@ def _axis(name: str, values: Any) -> Axis:
             )
         data, impl = np.asarray(jax.random.key_data(values)), jax.random.key_impl(values)
         return Axis(name, data, np.arange(len(data)), values.dtype, impl)
+    refuse_masked(values, f"axis {name!r}")
     try:
         given = np.asarray(values)
     except (ValueError, TypeError) as error:
@@ -256,6 +259,19 @@ def _axis(name: str, values: Any) -> Axis:
     # Neither files nor pandas know narrow floats, all of which float32 holds exactly.
     is_narrow = jnp.issubdtype(given.dtype, jnp.floating) and given.dtype.itemsize < 4
     return Axis(name, device_values, given.astype(np.float32) if is_narrow else given)
+
+
+def refuse_masked(values: Any, name: str) -> None:
+    """Refuse masked entries, which NumPy would turn into numbers without a word.
+
+    Raises:
+        ValueError: naming the values.
+    """
+    is_sequence = isinstance(values, (list, tuple))
+    if any(map(np.ma.is_masked, values)) if is_sequence else np.ma.is_masked(values):
+        raise ValueError(
+            f"{name} has masked entries: leave them out, as by numpy.ma.compressed, or fill them in"
+        )
 
 
 def _as_on_device(given: np.ndarray, name: str, *, was_array: bool) -> np.ndarray:
@@ -292,7 +308,8 @@ def label(choice: Any) -> int | float | str:
     """How a static value is shown in coordinates: numbers and text as they are."""
     if isinstance(choice, np.generic):
         choice = choice.item()
-    if isinstance(choice, bool):
+    is_long = isinstance(choice, int) and choice.bit_length() > 63  # for an array of integers
+    if isinstance(choice, bool) or is_long:
         return str(choice)
     if isinstance(choice, (int, float, str)):
         return choice

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from alignjax.sweeps.axes import Axis, Grid, digest, label
+from alignjax.sweeps.axes import Axis, Grid, digest, label, refuse_masked
 from alignjax.sweeps.spec import Output, Spec
 from alignjax.sweeps.trace import Traced, title
 
@@ -142,7 +142,7 @@ def _output_coords(name: str, given: Mapping[str, Any], sizes: dict[str, int]) -
     for dim, values in given.items():
         if values is None:
             continue
-        array = np.asarray(values)
+        array = _coordinate(values, f"dims[{name!r}][{dim!r}]")
         if array.shape != (sizes[dim],):
             raise ValueError(
                 f"dims[{name!r}][{dim!r}] must be the {sizes[dim]} coordinates of this dimension, "
@@ -150,6 +150,37 @@ def _output_coords(name: str, given: Mapping[str, Any], sizes: dict[str, int]) -
             )
         coords[dim] = ((dim,), array, {})
     return coords
+
+
+def _coordinate(values: Any, name: str) -> np.ndarray:
+    """Numbers, text or dates in a dtype that files give back as it is.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: if some are masked, or dates are out of the range of nanoseconds.
+    """
+    refuse_masked(values, name)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise TypeError(f"{name} must be an array: {error}") from error
+    is_text = array.dtype.kind in "OT" and all(isinstance(v, str) for v in array.flat)
+    if is_text:
+        return array.astype(object).astype(str)
+    if array.dtype.kind == "M":
+        exact = array.astype("datetime64[ns]")
+        if not np.array_equal(exact.astype(array.dtype), array, equal_nan=True):
+            raise ValueError(f"{name} holds dates that datetime64[ns] cannot hold: {array.dtype}")
+        return exact
+    if array.dtype == np.float16:  # which pandas does not index
+        return array.astype(np.float32)
+    has_unit = array.dtype.kind != "m" or np.datetime_data(array.dtype)[0] != "generic"
+    is_long = array.dtype.itemsize > {"f": 8, "c": 16}.get(array.dtype.kind, math.inf)
+    if array.dtype.kind not in "biufcUm" or is_long or not has_unit:
+        raise TypeError(
+            f"{name} must hold numbers, text or dates (numpy.datetime64), got dtype {array.dtype}"
+        )
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _sweep_coords(grid: Grid, units: Mapping[str, str]) -> dict[str, Coordinate]:
@@ -293,6 +324,10 @@ class MemoryTarget:
     def missing(self) -> list[tuple[int, ...]]:
         """Indices of the blocks that are not complete yet."""
         return list(self._missing)
+
+    def has(self, block: tuple[int, ...]) -> bool:
+        """Whether a block is complete by now."""
+        return block not in self._missing
 
     def write(self, block: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> None:
         """Keep one block."""

@@ -64,6 +64,7 @@ def forecast(
     dims: Mapping[Any, Any] | None = None,
     units: Mapping[str, str] | None = None,
     store: str | os.PathLike[str] | None = None,
+    resume: bool = True,
     overwrite: bool = False,
     chunk: int | None = None,
     devices: int | Sequence[jax.Device] | None = None,
@@ -75,7 +76,7 @@ def forecast(
 
     Raises:
         StoreMismatchError: the store holds another sweep.
-        FileExistsError: something else is there.
+        FileExistsError: the store may not be continued or replaced, or something else is there.
         TypeError, ValueError: as for :func:`alignjax.sweep`.
 
     >>> import jax.numpy as jnp
@@ -89,7 +90,7 @@ def forecast(
     reused = None if overwrite else store
     ready = prepare(run, axes, static, key, dims, units, chunk, devices, reused)
     spec, grid = ready.spec, ready.grid
-    missing = _missing(ready, reused)
+    missing = _missing(ready, store, resume=resume, overwrite=overwrite)
     programs = [ready.program(i) for i in range(len(ready.traced))]
     compiled = time.perf_counter() - start
     count = ready.mesh.devices.size
@@ -122,16 +123,20 @@ def forecast(
     )
 
 
-def _missing(ready: Prepared, store: str | os.PathLike[str] | None) -> list[tuple[int, ...]]:
+def _missing(
+    ready: Prepared, store: str | os.PathLike[str] | None, *, resume: bool, overwrite: bool
+) -> list[tuple[int, ...]]:
     """The blocks that are to be computed; of a store that exists, those that it does not have."""
     root = None if store is None else Path(store)
     if root is None or is_free(root):
         return list(ready.spec.blocks())
     stored = read_manifest(root)
-    if stored is not None:
+    if stored is not None and overwrite:
+        return list(ready.spec.blocks())
+    if stored is not None and resume:
         check_same_sweep(root, stored, manifest(ready.spec))
-    # What is no sweep store is refused here as it is by the sweep.
-    return open_store(root, ready.spec).missing()
+    # What may not be continued is refused here as it is by the sweep.
+    return open_store(root, ready.spec, resume=resume).missing()
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import itertools
 import math
 import operator
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from alignjax.sweeps.plan import (
     compile_block,
     fitted_block,
     rounds_at_once,
+    usable_cores,
 )
 from alignjax.sweeps.progress import progress_bar
 from alignjax.sweeps.spec import Spec, Target
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 
 Block = tuple[int, ...]
 
-# Beside the rounds of blocks that compute, one waits to be written and one is being written.
+# Beside the rounds of blocks that compute, so many are being written: disks take a while to say
+# that they have a file, and several files no longer than one.
 ROUNDS_TO_WRITE = 2
 
 
@@ -322,9 +325,9 @@ def _wait_for_all(where: str) -> None:
 def _execute(ready: Prepared, target: Target, *, shown: bool) -> None:
     """Compute the missing blocks that are this process's, and write them as they come.
 
-    A thread fetches and writes a round of blocks while the devices compute the next ones. A block
-    is too small to occupy the cores of a CPU, which runs what one thread asks for in turn: there,
-    several threads ask.
+    Each round of blocks has a thread, which computes it and then fetches and writes it while others
+    compute. A block is too small to occupy the cores of a CPU, which runs what one thread asks for
+    in turn: there, several compute at once.
     """
     grid, spec, mesh = ready.grid, ready.spec, ready.mesh
     missing = set(target.missing())
@@ -341,19 +344,27 @@ def _execute(ready: Prepared, target: Target, *, shown: bool) -> None:
     pending: deque[Future[None]] = deque()
     with (
         progress_bar(total, total - left, shown=shown) as finished,
-        ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep-writer") as writer,
+        ThreadPoolExecutor(usable_cores() + ROUNDS_TO_WRITE, "sweep-round") as threads,
     ):
 
-        def compute(program: Program, *inputs: Any) -> dict[str, jax.Array]:
-            outputs = program(ready.key, *inputs)
-            # Accelerators need the next round before this one is done.
-            return jax.block_until_ready(outputs) if platform == "cpu" else outputs
-
-        def write(blocks: Sequence[Block], computed: Future[dict[str, jax.Array]]) -> None:
-            outputs = computed.result()
+        def work(
+            program: Program, turn: threading.Semaphore, blocks: Sequence[Block], inputs: Any
+        ) -> None:
+            with turn:
+                outputs = program(ready.key, *inputs)
+                if platform == "cpu":  # accelerators need the next round before this one is done
+                    jax.block_until_ready(outputs)
             for block, arrays in zip(blocks, _on_host(spec, blocks, outputs), strict=True):
                 target.write(block, arrays)
                 finished(_runs(spec, [block]))
+
+        def wanted(blocks: Sequence[Block]) -> Iterator[Block]:
+            for block in blocks:
+                # Asked at the last moment: another process may work on the same store.
+                if target.has(block):
+                    finished(_runs(spec, [block]))
+                else:
+                    yield block
 
         try:
             for i, combination in enumerate(grid.combinations()):
@@ -362,31 +373,18 @@ def _execute(ready: Prepared, target: Target, *, shown: bool) -> None:
                     continue
                 program = ready.program(i)
                 at_once = rounds_at_once(program, mesh)
-                with _threads(at_once) as computer:
-                    for start in range(0, len(own), devices):
-                        blocks = own[start : start + devices]
-                        computed = computer.submit(compute, program, *ready.inputs(blocks))
-                        pending.append(writer.submit(write, blocks, computed))
-                        if len(pending) >= at_once + ROUNDS_TO_WRITE:
-                            pending.popleft().result()
+                turn, left_over = threading.Semaphore(at_once), wanted(own)
+                while blocks := list(itertools.islice(left_over, devices)):
+                    inputs = ready.inputs(blocks)
+                    pending.append(threads.submit(work, program, turn, blocks, inputs))
+                    if len(pending) >= at_once + ROUNDS_TO_WRITE:
+                        pending.popleft().result()
             while pending:
                 pending.popleft().result()
         finally:
-            # After a failed write the blocks behind it are not written either.
+            # After an error nothing is begun any more; what is under way is finished.
             for future in pending:
                 future.cancel()
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """As many threads, which after an error begin nothing more."""
-    threads = ThreadPoolExecutor(count, thread_name_prefix="sweep-round")
-    try:
-        yield threads
-    except BaseException:
-        threads.shutdown(wait=False, cancel_futures=True)
-        raise
-    threads.shutdown()
 
 
 def _runs(spec: Spec, blocks: Sequence[Block]) -> int:

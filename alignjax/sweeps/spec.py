@@ -75,8 +75,11 @@ class Target(Protocol):
     def missing(self) -> list[tuple[int, ...]]:
         """Indices of the blocks that are not complete yet."""
 
+    def has(self, block: tuple[int, ...]) -> bool:
+        """Whether a block is complete by now."""
+
     def write(self, block: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep one block, complete or not at all; called from a thread of its own.
+        """Keep one block, complete or not at all; called from several threads.
 
         ``arrays`` has every output, of shape (the block's region, the output's own shape).
         """

@@ -3,16 +3,20 @@
 The folder is a Zarr group (format 3) that ``xarray.open_zarr(path)`` opens by itself:
 
 - each output and coordinate is an array; its Zarr chunks are the sweep's blocks, so that a block
-  has files of its own and processes that write different blocks share none;
+  has files of its own and processes that write different blocks share none. A chunk is its numbers
+  as they are, in C order, little-endian: floats from training hardly compress, and writing them
+  costs a tenth of what it costs through Zarr;
 - ``complete`` is True for the runs that are finished. Other runs read as NaN in floats and complex
   numbers and as 0 or False elsewhere, so ``data.where(data.complete)`` hides what is not there;
 - ``complete/manifest.json`` says whose results these are;
 - ``complete/records/`` has a file for each finished block with the checksums of its files.
 
-A block's files are written and flushed to disk, then its part of ``complete``, then its record, by
-renaming, which is atomic. Whatever moment a process dies at, a block without a record that matches
-its files is done again. A store appears under its name by a rename, too: several processes may
-create it at once, and one wins. A process killed before that leaves a folder
+A block's files are written and flushed to disk, then its part of ``complete`` and its record are
+written, each by renaming, which is atomic. Whatever moment a process or a machine dies at, a block
+without a record that matches its files is done again. Processes that do not know of each other may
+run one sweep into one store: what either has finished the other skips, and of a block that both
+compute, both write the same bytes. A store appears under its name by a rename, too: several
+processes may create it at once, and one wins. A process killed before that leaves a folder
 ``.NAME.creating-...`` beside it, which can be deleted; one killed while it overwrites a store may
 leave the old one as ``.NAME.replaced-...``.
 """
@@ -30,11 +34,11 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignjax.sweeps.spec import Spec
+from alignjax.sweeps.spec import Output, Spec
 from alignjax.sweeps.store_manifest import (
     COMPLETE,
     MANIFEST,
@@ -47,13 +51,14 @@ from alignjax.sweeps.store_manifest import (
 
 if TYPE_CHECKING:
     import xarray
-    import zarr
 
 RECORDS = f"{COMPLETE}/records"
 NAMES = (
     f"be called {COMPLETE!r} or 'zarr.json', have a slash in its name or begin with a dot or two "
     "underscores"
 )
+# Files of one folder: a folder for each row of blocks would have to be made first.
+CHUNK_NAMES: Any = {"name": "default", "separator": "."}
 Block = tuple[int, ...]
 # Filters of warnings belong to the process: threads that change them at once undo each other.
 _WARNING_FILTERS = threading.Lock()
@@ -116,17 +121,18 @@ def open_store(
 
 
 class Store:
-    """The blocks of one sweep in a Zarr store. Safe for threads and, block by block, processes."""
+    """The blocks of one sweep in a Zarr store. Safe for threads and for processes."""
 
     def __init__(self, root: Path, spec: Spec) -> None:
-        """Open the arrays of a store that exists."""
+        """Open a store that exists."""
         self.path = root
         self._spec = spec
         # An output without elements has no files. `complete` comes last: who reads True there
         # finds the outputs in place.
-        filled = [name for name, output in spec.outputs.items() if 0 not in output.shape]
-        self._arrays = {name: _array(root, name) for name in (*filled, COMPLETE)}
+        filled = {name: output for name, output in spec.outputs.items() if 0 not in output.shape}
+        self._arrays = filled | {COMPLETE: Output((), (), "bool")}
         self._leftovers: dict[Path, list[Path]] = {}
+        self._identity = self._manifest_file()
 
     def missing(self) -> list[Block]:
         """Indices of the blocks that are absent, or whose files do not match their record.
@@ -144,7 +150,7 @@ class Store:
             self._leftovers.setdefault(whole, []).append(partial)
         blocks = list(self._spec.blocks())
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(self._is_whole, blocks))
+            found = list(pool.map(self.has, blocks))
         missing = [block for block, is_whole in zip(blocks, found, strict=True) if not is_whole]
         if missing and not os.access(self.path, os.W_OK | os.X_OK):
             raise StoreWriteError(
@@ -165,33 +171,47 @@ class Store:
             ValueError: an array is missing or has another shape or dtype than the store's.
             StoreWriteError: the block cannot be written (a full disk, no permission).
         """
-        region = self._spec.region(block)
         self._check(block, arrays)
-        finished = np.ones([part.stop - part.start for part in region], dtype=bool)
         try:
-            self._withdraw(block)
-            checksums = {}
-            for name, array in self._arrays.items():
-                array[region] = finished if name == COMPLETE else arrays[name]
-                path = self._chunk(name, block)
-                checksums[path.relative_to(self.path).as_posix()] = _flushed_checksum(path)
-            _write_atomically(self._record(block), _record_text(block, checksums))
+            try:
+                self._write(block, arrays)
+            except FileNotFoundError:
+                # Another process took for leftovers what this one was about to rename; it will
+                # not take what is written from now on.
+                self._write(block, arrays)
         except OSError as error:
-            cause = error.strerror or str(error)
-            if isinstance(error, FileNotFoundError):
-                # What is there now is another's, who may have finished the block.
-                cause = "files vanished (does another process write this store at the same time?)"
-            else:
-                # What is left of the block only takes space; the error at hand is the one to tell.
-                with contextlib.suppress(OSError):
-                    self._withdraw(block)
-            raise StoreWriteError(
-                error.errno,
-                f"{cause}: block {block} of the sweep could not be written. "
-                f"The {self._finished()} finished blocks are intact: remove the cause and run the "
-                "same sweep again, it continues from there. The store is",
-                str(self.path),
-            ) from error
+            raise self._told(block, error) from error
+
+    def _write(self, block: Block, arrays: Mapping[str, np.ndarray]) -> None:
+        if self._manifest_file() != self._identity:
+            raise OSError(errno.ESTALE, "another process replaced or removed the store")
+        if self.has(block):  # another process was faster
+            return
+        self._withdraw(block)
+        checksums = {}
+        for name in self._arrays:
+            path = self._chunk(name, block)
+            content = self._content(name, block, arrays)
+            _write_atomically(path, content, flushed=name != COMPLETE)
+            checksums[f"{name}/{path.name}"] = _checksum(content)
+        # What a power cut takes of records costs only that their blocks are done again.
+        text = _record_text(block, checksums).encode()
+        _write_atomically(self._record(block), text, flushed=False)
+
+    def _told(self, block: Block, error: OSError) -> StoreWriteError:
+        """The error of a block that could not be written, of which nothing is left."""
+        cause = f"{error.strerror or error}: block {block} of the sweep could not be written."
+        if error.errno == errno.ESTALE:
+            return StoreWriteError(error.errno, f"{cause} The store was", str(self.path))
+        # What is left of the block only takes space; the error at hand is the one to tell.
+        with contextlib.suppress(OSError):
+            self._withdraw(block)
+        return StoreWriteError(
+            error.errno,
+            f"{cause} The finished blocks are intact: remove the cause and run the same sweep "
+            "again, it continues from there. The store is",
+            str(self.path),
+        )
 
     def dataset(self) -> xarray.Dataset:
         """All results as xarray opens them, read when used; ``complete`` only if some are missing.
@@ -206,12 +226,14 @@ class Store:
                 data = data.assign_coords({name: data[name].astype(values.dtype)})
         return data.drop_vars(COMPLETE) if bool(data[COMPLETE].all()) else data
 
-    def _is_whole(self, block: Block) -> bool:
-        """Whether the block's record is exactly what its files say now."""
+    def has(self, block: Block) -> bool:
+        """Whether a block is finished: its record is exactly what its files say now."""
         try:
             record = self._record(block).read_text(encoding="utf-8")
-            paths = [self._chunk(name, block) for name in self._arrays]
-            checksums = {p.relative_to(self.path).as_posix(): _checksum(p) for p in paths}
+            paths = {name: self._chunk(name, block) for name in self._arrays}
+            checksums = {
+                f"{name}/{path.name}": _checksum(path.read_bytes()) for name, path in paths.items()
+            }
         # Absent files and a record cut in the middle of a letter are what is looked for here.
         except (FileNotFoundError, UnicodeDecodeError):
             return False
@@ -237,33 +259,30 @@ class Store:
                     f"{came.dtype}, expected {expected} and {output.dtype}"
                 )
 
+    def _content(self, name: str, block: Block, arrays: Mapping[str, np.ndarray]) -> bytes:
+        """A block of one array as Zarr stores it: whole, what lies beyond the end filled up."""
+        output = self._arrays[name]
+        dtype = np.dtype(output.dtype).newbyteorder("<")
+        cut = tuple(slice(part.stop - part.start) for part in self._spec.region(block))
+        whole = np.full(self._spec.block + output.shape, _fill_value(dtype), dtype)
+        whole[cut] = True if name == COMPLETE else arrays[name]
+        return whole.tobytes()
+
     def _chunk(self, name: str, block: Block) -> Path:
-        """The file that holds a block of one array."""
-        array = self._arrays[name]
-        index = (*block, *(0,) * (array.ndim - len(block)))
-        return self.path / name / array.metadata.encode_chunk_key(index)
+        """The file that holds a block of one array, named as the array's metadata says."""
+        index = (*block, *(0,) * len(self._arrays[name].shape))
+        return self.path / name / ".".join(["c", *map(str, index)])
+
+    def _manifest_file(self) -> tuple[int, int] | None:
+        """Which file the manifest is; None where there is none."""
+        try:
+            found = (self.path / MANIFEST).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _record(self, block: Block) -> Path:
         return self.path / RECORDS / ("-".join(["block", *map(str, block)]) + ".json")
-
-    def _finished(self) -> int:
-        """How many blocks have a record."""
-        return sum(1 for path in (self.path / RECORDS).glob("*.json"))
-
-
-def _array(root: Path, name: str) -> zarr.Array[Any]:
-    """An array that writes blocks of nothing but fill values too: what is absent is not done."""
-    import zarr
-
-    opened = zarr.open_array(str(root / name), mode="r+", zarr_format=3)
-    # Zarr's own setting belongs to the process, and other threads may change it.
-    return zarr.Array(
-        zarr.AsyncArray(
-            metadata=cast("Any", opened.metadata),  # told to be of format 3 or of format 2
-            store_path=opened.store_path,
-            config={"write_empty_chunks": True},
-        )
-    )
 
 
 def _need_libraries() -> None:
@@ -366,8 +385,8 @@ def _prepare(root: Path, spec: Spec, given: Manifest) -> Path:
         _write_empty(prepared, spec)
         (prepared / RECORDS).mkdir()
         (prepared / MANIFEST).write_text(dump(given), encoding="utf-8")
-        for path in [p for p in prepared.rglob("*") if p.is_file()]:
-            _flushed_checksum(path)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(_flush, [path for path in prepared.rglob("*") if path.is_file()]))
     except BaseException:
         shutil.rmtree(prepared, ignore_errors=True)
         raise
@@ -409,7 +428,9 @@ def _write_empty(root: Path, spec: Spec) -> None:
             shape=(*spec.shape, *output.shape),
             chunks=(*spec.block, *(max(1, size) for size in output.shape)),
             dtype=dtype,
-            fill_value=np.nan if dtype.kind in "fc" else dtype.type(0),
+            compressors=None,
+            chunk_key_encoding=CHUNK_NAMES,
+            fill_value=_fill_value(dtype),
             dimension_names=[*spec.dims, *output.dims],
             attributes={} if output.units is None else {"units": output.units},
         )
@@ -418,6 +439,8 @@ def _write_empty(root: Path, spec: Spec) -> None:
         shape=spec.shape,
         chunks=spec.block,
         dtype=bool,
+        compressors=None,
+        chunk_key_encoding=CHUNK_NAMES,
         fill_value=False,
         dimension_names=list(spec.dims),
         attributes={"long_name": "the run is finished; elsewhere stand fill values"},
@@ -432,32 +455,35 @@ def _record_text(block: Block, checksums: dict[str, str]) -> str:
     return dump({"block": list(block), "checksums": checksums})
 
 
-def _checksum(path: Path) -> str:
-    """BLAKE2b of a file, 128 bits."""
-    with path.open("rb") as file:
-        return _digest(file)
+def _fill_value(dtype: np.dtype[Any]) -> Any:
+    """What stands where no run is finished."""
+    return np.nan if dtype.kind in "fc" else dtype.type(0)
 
 
-def _flushed_checksum(path: Path) -> str:
-    """The checksum of a file that has reached the disk."""
+def _checksum(content: bytes) -> str:
+    """BLAKE2b, 128 bits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _write_atomically(path: Path, content: bytes, *, flushed: bool) -> None:
+    """Write a file that appears whole or not at all; flushed, the disk has it before it appears."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            if flushed:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    """Bring a file to the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-        return _digest(file)
-
-
-def _digest(file: Any) -> str:
-    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all, and stays after a power cut."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _flush_folder(path.parent)
 
 
 def _flush_folder(path: Path) -> None:

@@ -17,7 +17,7 @@ from alignjax.sweeps.spec import Spec
 COMPLETE = "complete"
 MANIFEST = f"{COMPLETE}/manifest.json"
 FORMAT = "sweep store"
-VERSION = 1
+VERSION = 2
 _PARTS = {"version": int, "dims": list, "block": list, "outputs": dict, "coords": dict}
 
 Manifest = dict[str, Any]
