@@ -9,7 +9,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -101,17 +102,26 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run benchmarks or read their results, print tables, write the JSON and the figure."""
     chosen = _arguments(arguments)
+    failed: list[str] = []
     if chosen.read:
         stored = json.loads(chosen.read.read_text(encoding="utf-8"))
     else:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        with clock(chosen.clock):
-            rows = _measure(chosen.names or BENCHMARKS, chosen.repeats)
-        stored = record(rows, chosen.repeats, clock=chosen.clock, load=load)
+        rows = []
+        for name in chosen.names or BENCHMARKS:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            try:
+                with clock(chosen.clock):
+                    rows += BENCHMARKS[name](repeats=chosen.repeats)
+            except Exception:  # hours of other benchmarks must not be lost
+                traceback.print_exc()
+                failed.append(name)
+            stored = record(rows, chosen.repeats, clock=chosen.clock, load=load)
+            if chosen.output:
+                text = json.dumps(stored, indent=2) + "\n"
+                chosen.output.write_text(text, encoding="utf-8")
     rows = [Row(**row) for row in stored["rows"]]
     print(report(rows))
-    if chosen.output:
-        chosen.output.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
     if chosen.page:
         page = chosen.page.read_text(encoding="utf-8")
         chosen.page.write_text(fill(page, rows), encoding="utf-8")
@@ -124,15 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{stored['clock']} time, {stored['date'][:10]}"
         )
         draw(rows, chosen.figure, machine=machine)
-    return 0
-
-
-def _measure(names: Iterable[str], repeats: int) -> list[Row]:
-    rows: list[Row] = []
-    for name in names:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        rows += BENCHMARKS[name](repeats=repeats)
-    return rows
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

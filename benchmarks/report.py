@@ -91,7 +91,7 @@ SECTIONS: Mapping[str, Section] = {
     "start": Section("Seconds to compile + of the first call after that", ENGINE, start_table),
     "scaling": Section("Cost at k = 9", frozenset({"scaling"}), scaling_table),
     "threads": Section("Threads", frozenset({"threads"}), threads_table),
-    "targets": Section("Targets", ENGINE | {"scaling", "threads"}, target_list),
+    "targets": Section("Targets", ENGINE | {"scaling", "threads", "gpu"}, target_list),
 }
 """By the name that marks its place in a page."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks import threads
 from benchmarks.engine import OURS, case_name
+from benchmarks.gpu import MANY_CASE, OURS_GPU, PEAK
 from benchmarks.peers import C_KERNEL, PLAIN, TORCH
 from benchmarks.scaling import SERIES
 from benchmarks.timing import Row
@@ -27,8 +28,15 @@ GOALS: tuple[tuple[str, Callable[[int], float]], ...] = (
     (C_KERNEL, lambda width: 0.6),
 )
 """The peer, and the wanted share of its rate by width."""
+GPU_GOALS: tuple[tuple[str, float, tuple[int, ...]], ...] = (
+    (PLAIN, 20.0, (2, 4, 8, 9, 16)),
+    (PEAK, 0.4, (16, 32)),
+)
+"""The peer on the same card, the wanted share of its rate, and the widths."""
+MANY_SECONDS = 1.0
+"""Time of the map of 16.8 million networks: at most this."""
 LINEAR = 1.1
-"""Time per unit of cost over that at the smallest size: at most this."""
+"""Time per unit of cost and that at the smallest size differ by at most this factor."""
 COPIES = 0.95
 """Rate of two threads over that of two processes: at least this."""
 
@@ -56,23 +64,41 @@ class Check:
 
 def checks(rows: Sequence[Row]) -> list[Check]:
     """All targets that the rows speak of."""
-    return [*_widths(rows), *_linear(rows), *_copies(rows)]
+    return [*_widths(rows), *_linear(rows), *_copies(rows), *_gpu(rows)]
 
 
 def _widths(rows: Sequence[Row]) -> Iterator[Check]:
     for peer, goal in GOALS:
         for width in WIDTHS:
-            rates = {
-                row.contender: row.gflops
-                for row in rows
-                if (row.benchmark, row.case) == ("engine", case_name(width, "float32"))
-            }
-            if OURS not in rates:
-                continue
-            mine, theirs = rates[OURS], rates.get(peer)
-            reached = mine / theirs if mine and theirs else None
-            name = peer.partition(":")[0]
-            yield _at_least(f"≥ {goal(width):g}× {name} at k = {width}", reached, goal(width))
+            yield from _share(rows, "engine", OURS, peer, width, goal(width))
+
+
+def _gpu(rows: Sequence[Row]) -> Iterator[Check]:
+    for peer, goal, widths in GPU_GOALS:
+        for width in widths:
+            yield from _share(rows, "gpu", OURS_GPU, peer, width, goal)
+    for row in rows:
+        if (row.benchmark, row.case, row.contender) == ("gpu", MANY_CASE, OURS_GPU):
+            took = row.run_seconds
+            claim = f"≤ {MANY_SECONDS:g} s for {row.runs:,} networks of width 4 on a GPU"
+            yield Check(claim, took, took is not None and took <= MANY_SECONDS)
+
+
+def _share(
+    rows: Sequence[Row], benchmark: str, own: str, peer: str, width: int, goal: float
+) -> Iterator[Check]:
+    """Our rate over a peer's at one width; nothing if ours was no part of the run."""
+    rates = {
+        row.contender: row.gflops
+        for row in rows
+        if (row.benchmark, row.case) == (benchmark, case_name(width, "float32"))
+    }
+    if own not in rates:
+        return
+    mine, theirs = rates[own], rates.get(peer)
+    reached = mine / theirs if mine and theirs else None
+    where = " on a GPU" if benchmark == "gpu" else ""
+    yield _at_least(f"≥ {goal:g}× {peer.partition(':')[0]} at k = {width}{where}", reached, goal)
 
 
 def _at_least(claim: str, reached: float | None, goal: float) -> Check:
@@ -88,8 +114,8 @@ def _linear(rows: Sequence[Row]) -> Iterator[Check]:
         ]
         if ratios:
             what = "flat in" if series == "samples" else "linear in"
-            worst = max(ratios)
-            yield Check(f"≤ {LINEAR:g}× {what} {series}", worst, worst <= LINEAR)
+            worst = max(max(ratio, 1 / ratio) for ratio in ratios)
+            yield Check(f"{what} {series} up to {LINEAR:g}×", worst, worst <= LINEAR)
 
 
 def _copies(rows: Sequence[Row]) -> Iterator[Check]:

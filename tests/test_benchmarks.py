@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import alignjax as aj
 import benchmarks
 from alignjax import datasets
 from alignjax.engines import available
-from benchmarks import engine, moments, peers, reduced, scaling, table_1, threads, timing
+from benchmarks import __main__ as command
+from benchmarks import engine, gpu, moments, peers, reduced, scaling, table_1, threads, timing
 from benchmarks.__main__ import BENCHMARKS, main, record
 from benchmarks.peers import c_kernel, pytorch
 from benchmarks.peers.job import make_job
-from benchmarks.report import SECTIONS, fill, table
+from benchmarks.report import SECTIONS, fill, report, table
 from benchmarks.targets import checks
 from benchmarks.timing import Row, agree
 
@@ -202,16 +204,76 @@ def test_targets_compare_alignjax_with_each_peer_at_the_same_width():
         measured(peers.C_KERNEL, None),
         measured(peers.TORCH, 1000.0, width=4),
         Row("scaling", "steps", "alignjax, 1 steps", 1, ratio=1.0),
-        Row("scaling", "steps", "alignjax, 2 steps", 1, ratio=1.2),
+        Row("scaling", "steps", "alignjax, 2 steps", 1, ratio=0.8),
         Row("threads", "k = 9, d = 3", threads.TWO, 1, ratio=0.97),
     ]
     assert [str(check) for check in checks(rows)] == [
         "≥ 3× PyTorch at k = 16: 3 ✓",
         "≥ 1× plain JAX at k = 16: 0.75 ✗",
         "≥ 0.6× plain C at k = 16: not measured",
-        "≤ 1.1× linear in steps: 1.2 ✗",
+        "linear in steps up to 1.1×: 1.25 ✗",
         "≥ 0.95× two processes, k = 9: 0.97 ✓",
     ]
+
+
+def test_targets_for_gpus_compare_with_plain_jax_and_the_card():
+    case = engine.case_name(16, "float32")
+    rows = [
+        Row("gpu", case, gpu.OURS_GPU, 1, gflops=30.0),
+        Row("gpu", case, peers.PLAIN, 1, gflops=1.0),
+        Row("gpu", case, gpu.PEAK, 1, gflops=100.0),
+        Row("gpu", gpu.MANY_CASE, gpu.OURS_GPU, 1_000, run_seconds=0.5),
+    ]
+    told = [
+        "≥ 20× plain JAX at k = 16 on a GPU: 30 ✓",
+        "≥ 0.4× the card's peak in float32 at k = 16 on a GPU: 0.3 ✗",
+        "≤ 1 s for 1,000 networks of width 4 on a GPU: 0.5 ✓",
+    ]
+    assert [str(check) for check in checks(rows)] == told
+    assert report(rows).endswith("\n".join(f"- {line}" for line in told))
+
+
+def test_without_a_gpu_its_rows_and_targets_say_not_measured():
+    if aj.engines.unavailable().get("gpu") is None:
+        pytest.skip("there is a GPU")
+    rows = gpu.run(repeats=1)
+    assert all(row.run_seconds is None and "not measured" in row.note for row in rows)
+    told = [str(check) for check in checks(rows)]
+    assert len(told) == 8
+    assert all(line.endswith("not measured") for line in told)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_map_of_many_networks_is_compared_with_the_reference(monkeypatch, wrong):
+    real = aj.engines.advance
+
+    def instead(problem, start, rates, *args, engine, **options):
+        off = 1.01 if wrong and engine == "gpu" else 1.0
+        return real(problem, start, off * rates, *args, engine="xla", **options)
+
+    monkeypatch.setattr(aj.engines, "advance", instead)
+    if wrong:
+        with pytest.raises(ValueError, match="differs"):
+            gpu._many(16**2, 20, 1)
+    else:
+        (row,) = gpu._many(16**2, 20, 1)
+        assert row.runs == 256
+        assert row.difference < 1e-6
+
+
+def test_a_benchmark_that_fails_loses_nothing_of_the_others(tmp_path, monkeypatch, capsys):
+    def fails(repeats):
+        raise RuntimeError("no such peer")
+
+    monkeypatch.setattr(
+        command,
+        "BENCHMARKS",
+        {"bad": fails, "good": lambda repeats: [measured(engine.OURS, 3.0)]},
+    )
+    stored = tmp_path / "results.json"
+    assert main(["--output", str(stored)]) == 1
+    assert "no such peer" in capsys.readouterr().err
+    assert [row["gflops"] for row in json.loads(stored.read_text())["rows"]] == [3.0]
 
 
 def test_a_page_is_filled_with_what_was_measured():

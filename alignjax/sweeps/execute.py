@@ -154,14 +154,13 @@ class Prepared:
             self.traced[combination], self.grid, block, self.key, self.mesh
         )
 
-    def inputs(self, blocks: Sequence[Block]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def inputs(self, blocks: Sequence[Block]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The first run's number and the axes' values of each block, one block a device.
 
         Blocks cut at the end are filled up with their last value; devices left over repeat a block.
         """
         grid, spec = self.grid, self.spec
         rounds = [*blocks, *[blocks[-1]] * (self.mesh.devices.size - len(blocks))]
-        split = NamedSharding(self.mesh, PartitionSpec("device"))
         first = [
             sum(s.start * stride for s, stride in zip(spec.region(b), grid.strides(), strict=True))
             for b in rounds
@@ -172,8 +171,8 @@ class Prepared:
             index = np.minimum(wanted + np.arange(spec.block[place]), dimension.size - 1)
             for axis in dimension.axes:
                 values[axis.name] = axis.values[index]
-        numbers = np.array([number % 2**32 for number in first], np.uint32)
-        return jax.device_put((numbers, values), split)
+        # The program takes them to its devices, ten times as cheaply as jax.device_put.
+        return np.array([number % 2**32 for number in first], np.uint32), values
 
 
 def prepare(

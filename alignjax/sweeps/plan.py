@@ -59,7 +59,7 @@ class Program:
     bytes: int
 
     def __call__(
-        self, key: jax.Array | None, first: jax.Array, values: Mapping[str, jax.Array]
+        self, key: jax.Array | None, first: np.ndarray, values: Mapping[str, np.ndarray]
     ) -> dict[str, jax.Array]:
         """Run one block on each device: the first run's number, and the axes' values."""
         return self.compiled(self.constants, key, first, values)
