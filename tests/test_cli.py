@@ -15,6 +15,7 @@ import pytest
 
 import alignjax as aj
 from alignjax.cli import errors, main
+from alignjax.cli.errors import CommandError
 from alignjax.theory import alignment
 
 pytest.importorskip("typer")
@@ -83,14 +84,14 @@ def test_certify_says_yes_and_gives_what_the_library_gives(folder, capsys):
 
 def test_certify_ends_with_1_for_no_and_with_2_where_it_cannot_tell(folder, capsys):
     assert spoken(capsys, "certify", "X.csv", "other.npy")[0] == errors.NO
-    wide = ("--tolerance-yes", 1e-10, "--tolerance-no", 1.0)
+    wide = ("--tolerance-yes", 1e-10, "--tolerance-no", 1.0, "--depth", 3)
     code, out, _ = spoken(capsys, "certify", "X.csv", "other.npy", *wide)
     assert code == errors.CANNOT_TELL
     assert "cannot tell" in out
 
 
 def test_certify_of_one_file_is_autoencoding_and_writes_its_bases(folder, capsys):
-    assert spoken(capsys, "certify", "X.csv", "--out", "bases.npz")[0] == errors.YES
+    assert spoken(capsys, "certify", "X.csv", "--depth", 3, "--out", "bases.npz")[0] == errors.YES
     with np.load("bases.npz") as bases:
         np.testing.assert_allclose(np.abs(bases["U"]), np.abs(bases["V"]), atol=1e-12)
         np.testing.assert_allclose(bases["input_spectrum"], [4, 2, 1], rtol=1e-12)
@@ -158,15 +159,17 @@ def test_a_sweep_is_what_its_runs_are_and_resumes_without_computing_again(folder
     again = xarray.open_zarr("runs.zarr", consolidated=False).load()
     xarray.testing.assert_identical(again, data)
 
-    # Nothing is lost without --overwrite.
-    code, _, err = spoken(capsys, "sweep", "sweep.toml", "--no-resume")
-    assert code == errors.CANNOT_WRITE
-    assert "--overwrite" in err
+    # Nothing is lost without --overwrite, and a plan says so too.
+    for plan in ((), ("--dry-run",)):
+        code, _, err = spoken(capsys, "sweep", "sweep.toml", "--no-resume", *plan)
+        assert code == errors.CANNOT_WRITE
+        assert "pass --resume to continue it, --overwrite to replace it" in err
     Path("sweep.toml").write_text(SWEEP.replace("3.0]", "4.0]"))
-    code, _, err = spoken(capsys, "sweep", "sweep.toml")
-    assert code == errors.CANNOT_WRITE
-    assert "scale" in err
-    assert "pass --overwrite" in err
+    for plan in ((), ("--dry-run",)):
+        code, _, err = spoken(capsys, "sweep", "sweep.toml", *plan)
+        assert code == errors.CANNOT_WRITE
+        assert "scale" in err
+        assert "pass --overwrite" in err
     kept = xarray.open_zarr("runs.zarr", consolidated=False).load()
     xarray.testing.assert_identical(kept, data)
 
@@ -229,6 +232,34 @@ def test_what_is_drawn_hides_runs_that_diverged_and_says_so():
     assert mean.at == " at learning rate 0.1585"
 
 
+def test_zipped_axes_are_each_an_axis_of_a_picture_and_names_are_drawn_as_they_stand(tmp_path):
+    from alignjax.cli.draw import draw
+    from alignjax.cli.plot import Wanted, choose
+
+    scale = ("learning_rate", [3.0, 1.0, 2.0], {"units": "$x"})
+    data = xarray.Dataset(
+        {"$a^$": ("learning_rate", [0.3, 0.1, 0.2]), "complete": ("learning_rate", [True] * 3)},
+        {
+            "learning_rate": [0.1, 0.2, 0.4],
+            "scale": scale,
+            "$loss$": ("learning_rate", list("abc")),
+        },
+    )
+    assert choose(data, Wanted()).x == "learning_rate"
+    picture = choose(data, Wanted(x="scale"))
+    # Lines join neighbours.
+    np.testing.assert_array_equal(picture.values, [0.1, 0.2, 0.3])
+    figure = draw(picture)
+    figure.savefig(tmp_path / "lines.png")
+    assert figure.get_supxlabel() == r"initial scale [\$x]"
+    assert figure.get_supylabel() == r"\$a^\$"
+    draw(choose(data, Wanted(x="$loss$"))).savefig(tmp_path / "words.png")
+    with pytest.raises(CommandError, match="scale: runs together with --x learning_rate"):
+        choose(data, Wanted(x="learning_rate", y="scale"))
+    with pytest.raises(CommandError, match="expected one of learning_rate, scale,"):
+        choose(data, Wanted(x="rate"))
+
+
 def test_what_cannot_be_drawn_is_told(folder, capsys):
     def run(x, seed):
         return {"z": 1j * x, "none": x * np.zeros(0), "y": x}
@@ -284,11 +315,16 @@ def test_info_tells_versions_devices_and_engines(capsys):
     [
         ("certify",),
         ("certify", "X.csv", "--depth", "two"),
+        ("certify", "X.csv", "--depth", "10001"),
+        ("certify", "X.csv", "--rank", "1", "--depth", "9999"),
+        ("certify", "X.csv", "--scale", "inf"),
         ("certify", "X.csv", "Y.npy", "other.npy"),
         ("no-such-command",),
         ("sweep", "sweep.toml", "--no-such-option"),
         ("simulate", "sweep.toml"),
         ("simulate", "sweep.toml", "--set", "scale"),
+        ("simulate", "sweep.toml", "--set", "scale=nan"),
+        ("simulate", "sweep.toml", "--set", "rate=1"),
     ],
 )
 def test_wrong_usage_never_ends_as_a_verdict_does(folder, capsys, arguments):
@@ -327,11 +363,10 @@ def test_precision_is_put_back_where_a_command_ends(folder, capsys):
         jax.config.update("jax_enable_x64", True)
 
 
-def test_the_installed_command_runs_and_completes_its_commands():
+def test_the_installed_command_runs_and_completes_its_commands(capsys):
     script = Path(sys.executable).with_name("alignjax")
     command = [str(script)] if script.exists() else [sys.executable, "-m", "alignjax.cli"]
-    told = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == f"alignjax {aj.__version__}"
+    assert spoken(capsys, "--version") == (0, f"alignjax {aj.__version__}\n", "")
     # What a shell asks when the tab key is pressed after `alignjax s`.
     asked = os.environ | {
         "_ALIGNJAX_COMPLETE": "complete_bash",

@@ -1,5 +1,6 @@
 """Configs: what they can say, and errors that name the key and the line."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def config(tmp_path, monkeypatch):
     return write
 
 
+def separable(train):
+    """Changes of the base: data with a loss that has a tail, another [train], and no axes."""
+    return (
+        ('kind = "factorization"\nM = "M.csv"', 'dataset = "separable_pair"\nn = 6\nk_0 = 3'),
+        ("[train]\nsteps = 10", f"[train]\n{train}"),
+        (LINES[LINES.index("[axes]") : LINES.index("[sweep]")], ""),
+        ("seed = 1", "seed = 1\nscale = 0.5"),
+    )
+
+
 def read(path, **options):
     return read_simulation(Document(path), **options)
 
@@ -98,7 +109,13 @@ BAD = {
     "widths and depth": (("depth = 2", "depth = 2\nwidths = [2, 2, 2]"), 6, "widths gives it"),
     "a metric of another problem": (('["risk"]', '["margin"]'), 1, "margin"),
     "infinite seed": (("[0.1, 0.2]", "[0.1]\nseed = [inf]"), 14, "got inf"),
-    "too many": (("[0.1, 0.2]", "{linspace = [0, 1, 100000000000000]}"), 13, "allocate"),
+    "too many": (("[0.1, 0.2]", "{linspace = [0, 1, 100000000]}"), 13, "at most 10,000,000"),
+    "too long a range": (("[0.1, 0.2]", "{range = 100000000000}"), 13, "at most 10,000,000"),
+    "true in a spacing": (("[0.1, 0.2]", "{linspace = [true, 2, 3]}"), 13, "got [True, 2, 3]"),
+    "true as a count": (("[0.1, 0.2]", "{linspace = [0, 2, true]}"), 13, "got [0, 2, True]"),
+    "nan in a spacing": (("[0.1, 0.2]", "{linspace = [nan, 2, 3]}"), 13, "got nan"),
+    "true as a step": (("steps = 10", "steps = 10\nsave_at = [true, 3]"), 12, "got [True, 3]"),
+    "a risk below 0": (("steps = 10", "steps = 10\nuntil = -1.0"), 12, "at least 0, got -1.0"),
     "a unit of nothing": (('.zarr"\n', '.zarr"\n[units]\nriks = "1"\n'), 22, "did you mean 'risk'"),
     "zip of lists": (('store = "', 'zip = [[["scale"], []]]\nstore = "'), 20, "two or more axes"),
     "rate of no layer": (("learning_rate = [", "learning_rate_3 = ["), 13, "has 2 layers"),
@@ -148,6 +165,33 @@ def test_an_error_names_the_key_and_the_line(config, capsys, name):
             [("steps = 10", 'method = "gradient_flow"\ntimes = [0.0, 1.0]')],
             ["axes.learning_rate", "takes no learning rate"],
         ),
+        (
+            [("steps = 10", 'method = "gradient_flow"\ntimes = [0.0, 1.0]\nrtol = inf')],
+            ["line 13: train.rtol", "a finite number above 0, got inf"],
+        ),
+        (
+            [
+                (
+                    'kind = "factorization"\nM = "M.csv"',
+                    'dataset = "separable_pair"\nn = 6\nk_0 = 3',
+                ),
+                ("steps = 10", 'method = "adaptive_descent"\nsteps = 2\nconstant = 0.1'),
+            ],
+            ["line 14: train.constant", "the rule 'ball' takes none"],
+        ),
+        *(
+            (
+                [("steps = 10", f'method = "optimizer_descent"\nsteps = 3\noptimizer_options={o}')],
+                ["line 13: train.optimizer_options", words],
+            )
+            for o, words in (
+                ("{b1 = true}", "b1: expected a number, got True"),
+                ("{b1 = nan}", "b1: expected finite numbers that are at least 0, got nan"),
+                ("{nesterov = 1}", "nesterov: expected true or false, got 1"),
+                ("{beta1 = 0.9}", "did you mean 'b1'"),
+                ("{learning_rate = 0.1}", "unknown key"),
+            )
+        ),
     ],
 )
 def test_what_does_not_go_together_is_told(config, capsys, changes, words):
@@ -155,6 +199,26 @@ def test_what_does_not_go_together_is_told(config, capsys, changes, words):
     err = capsys.readouterr().err
     for word in words:
         assert word in err
+
+
+@pytest.mark.parametrize(
+    ("dataset", "keys", "got"),
+    [
+        ("aligned_regression", "input_spectrum = [true, 1]\ntarget_spectrum = [1]", "got True"),
+        ("aligned_regression", "seed = -1", "got -1"),
+        ("digits", "classes = [true, 3]", "got [True, 3]"),
+        ("digits", "classes = [3, 99]", "got [3, 99]"),
+        ("digits", "classes = [3, 3]", "a class twice"),
+        ("digits", "mean = nan", "got nan"),
+    ],
+)
+def test_what_a_dataset_does_not_have_is_told(config, dataset, keys, got):
+    if dataset == "digits":
+        pytest.importorskip("sklearn")
+    path = config(('kind = "factorization"\nM = "M.csv"', f'dataset = "{dataset}"\n{keys}'))
+    with pytest.raises(CommandError, match=f"line 4: problem.{keys.partition(' ')[0]}: ") as caught:
+        read(path)
+    assert got in str(caught.value)
 
 
 def test_the_line_is_that_of_the_statement_in_every_style():
@@ -281,23 +345,45 @@ def test_every_problem_can_be_stated(config, tmp_path, table, expected):
 @pytest.mark.parametrize(
     "table",
     [
-        'method = "gradient_flow"\ntimes = {linspace = [0.0, 0.2, 3]}',
+        'method = "gradient_flow"\ntimes = {linspace = [0.0, 0.2, 3]}\nsolver = "explicit"',
         'method = "optimizer_descent"\noptimizer = "sgd"\nlearning_rate = 0.1\nsteps = 3\n'
         "batch_size = 4\nsave_at = {every = 2}\noptimizer_options = {momentum = 0.9}",
-        'method = "adaptive_descent"\nsteps = 2\nrule = "margin"\nsave_at = {log = 3}',
     ],
 )
-def test_every_method_runs_from_a_config(config, table):
-    path = config(
-        ('kind = "factorization"\nM = "M.csv"', 'dataset = "separable_pair"\nn = 6\nk_0 = 3'),
-        ("[train]\nsteps = 10", f"[train]\n{table}"),
-        (LINES[LINES.index("[axes]") : LINES.index("[sweep]")], ""),
-        ("seed = 1", "seed = 1\nscale = 0.5"),
-    )
-    seen = read(path)
+def test_methods_run_from_a_config(config, table):
+    seen = read(config(*separable(table)))
     run = seen.train()
     assert run.observations["risk"].shape == (len(seen.training.points),)
     assert bool((jnp.diff(run.observations["risk"]) < 0).all())
+
+
+@pytest.mark.parametrize(
+    ("method", "table", "expected"),
+    [
+        (
+            "gradient_descent",
+            'learning_rate = 0.1\nsteps = 4\nuntil = 0.5\nengine = "xla"\nsave_at = [0, 3]',
+            {"steps": 4, "until": 0.5, "engine": "xla", "save_at": (0, 3)},
+        ),
+        (
+            "adaptive_descent",
+            'steps = 2\nrule = "margin"\nconstant = 0.1\nsave_at = {log = 3}',
+            {"steps": 2, "rule": "margin", "constant": 0.1, "save_at": (0, 1, 2)},
+        ),
+        (
+            "gradient_flow",
+            "times = [0, 1]\nlog_time = true\nrtol = 1e-6",
+            {"times": [0.0, 1.0], "log_time": True, "rtol": 1e-6, "atol": None, "solver": "auto"},
+        ),
+    ],
+)
+def test_what_a_config_says_reaches_the_method(config, monkeypatch, method, table, expected):
+    seen = read(config(*separable(f'method = "{method}"\n{table}')))
+    signature, told = inspect.signature(getattr(aj, method)), {}
+    call = lambda *args, **options: told.update(signature.bind(*args, **options).arguments)  # noqa: E731
+    monkeypatch.setattr(aj, method, call)
+    seen.train()
+    assert {name: told[name] for name in expected} == expected
 
 
 def test_values_given_in_the_command_replace_axes_and_fixed_ones(config):

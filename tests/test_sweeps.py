@@ -381,6 +381,8 @@ def square(x):
         ({"x": np.array([1, 2], jnp.int4)}, TypeError, "'x' holds int4, .* int8"),
         ({"x": np.array([1, 2], "m8[s]")}, TypeError, "'x' must hold numbers, .* timedelta"),
         ({"x": np.longdouble([1, 2])}, TypeError, "'x' holds float128: give it as float64"),
+        ({"x": np.ma.array([1, 2], mask=[0, 1])}, ValueError, "axis 'x' has masked entries"),
+        ({"x": [1.0, np.ma.masked]}, ValueError, "axis 'x' has masked entries"),
     ],
 )
 def test_bad_axes_are_named(axes, error, message):
@@ -394,6 +396,7 @@ def test_bad_axes_are_named(axes, error, message):
         ({"static": {"n": []}}, ValueError, "static axis 'n' is empty"),
         ({"static": {"n": 3}}, TypeError, "'n' must be a sequence"),
         ({"static": {"n": "relu"}}, TypeError, "'n' must be a sequence"),
+        ({"static": {"n": np.ma.array([1], mask=True)}}, ValueError, "'n' has masked entries"),
         ({"key": 0}, TypeError, "key must be a key"),
         ({"key": "cold"}, TypeError, "key must be a key"),
         ({"chunk": 0}, ValueError, "chunk must be at least 1"),
@@ -415,6 +418,50 @@ def test_bad_axes_are_named(axes, error, message):
 )
 def test_bad_options_are_named(options, error, message):
     bad(error, message, square, {"x": [1.0]}, **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ([{}, 1], TypeError, "must hold numbers, text or dates .*, got dtype object"),
+        ([2**70, 1], TypeError, "got dtype object"),
+        (np.array([(1, 2.0), (3, 4.0)], "i4, f8"), TypeError, "must hold numbers, text or dates"),
+        ([b"a", b"b"], TypeError, "must hold numbers, text or dates"),
+        (np.array([1, 2], jnp.bfloat16), TypeError, "got dtype bfloat16"),
+        (np.longdouble([1, 2]), TypeError, "got dtype float128"),
+        (np.array([1, 2], "m8"), TypeError, "got dtype timedelta64"),
+        (np.array([1, 2], "M8[as]"), ValueError, r"dates that datetime64\[ns\] cannot hold"),
+        (np.ma.array([1, 2], mask=[0, 1]), ValueError, "has masked entries"),
+    ],
+)
+def test_coordinates_that_no_file_holds_are_named_before_anything_is_written(
+    tmp_path, values, error, message
+):
+    run = lambda x: {"y": x * jnp.ones(2)}  # noqa: E731
+    options = {"dims": {"y": {"t": values}}, "store": tmp_path / "runs.zarr"}
+    bad(error, rf"dims\['y'\]\['t'\] .*{message}", run, {"x": [1.0]}, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array(["2020-01-01", "NaT"], "M8[D]"),
+        np.array([1, 2], "m8[s]"),
+        np.array(["a", "bc"], object),
+        np.array([1, 2], ">i4"),
+        np.float16([1, 2]),
+    ],
+)
+def test_dates_and_text_are_the_same_coordinates_with_a_store_and_without(tmp_path, values):
+    pytest.importorskip("zarr")
+    run = lambda x: {"y": x * jnp.ones(2)}  # noqa: E731
+    kept, stored = (
+        sweep(run, {"x": [1.0]}, dims={"y": {"t": values}}, store=store).load()
+        for store in (None, tmp_path / "runs.zarr")
+    )
+    assert kept.t.dtype == stored.t.dtype
+    np.testing.assert_array_equal(kept.t, stored.t)
 
 
 def test_a_key_needs_someone_to_take_it_and_one_to_give_it():

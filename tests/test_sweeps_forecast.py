@@ -43,11 +43,23 @@ def test_what_a_store_has_is_not_counted_again_and_nothing_is_written(tmp_path):
     assert forecast(run, AXES, store=store, overwrite=True, **ARGUMENTS).runs_left == 24
     with pytest.raises(StoreMismatchError, match="rate"):
         forecast(run, {**AXES, "rate": [0.1, 1.0, 10.0, 30.0]}, store=store, **ARGUMENTS)
+    with pytest.raises(FileExistsError, match="resume is False"):
+        forecast(run, AXES, store=store, resume=False, **ARGUMENTS)
     assert contents(store) == before
 
 
 def test_a_place_that_the_sweep_would_refuse_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    for store in (tmp_path, tmp_path / "notes.txt"):
+    for store, overwrite in ((tmp_path, False), (tmp_path, True), (tmp_path / "notes.txt", False)):
         with pytest.raises(FileExistsError, match="no sweep store"):
-            forecast(run, AXES, store=store, **ARGUMENTS)
+            forecast(run, AXES, store=store, overwrite=overwrite, **ARGUMENTS)
+
+
+def test_what_a_store_could_not_hold_or_replace_is_refused(tmp_path):
+    store = tmp_path / "runs.zarr"
+    with pytest.raises(ValueError, match="output named 'complete'"):
+        forecast(lambda rate: {"complete": rate}, {"rate": [0.1]}, store=store)
+    sweep(run, AXES, store=store, **ARGUMENTS)
+    (store / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="notes.txt"):
+        forecast(run, AXES, store=store, overwrite=True, **ARGUMENTS)

@@ -76,7 +76,8 @@ def certify(
         Kind | None, typer.Option(help="What the files state: X Y, X, M, M, matrices values.")
     ] = None,
     depth: Annotated[
-        list[int] | None, typer.Option(min=1, help="Layers; repeat for several. Default: 2, 3, 4.")
+        list[int] | None,
+        typer.Option(min=1, max=10_000, help="Layers; repeat for several. Default: 2, 3, 4."),
     ] = None,
     scale: Annotated[
         float, typer.Option(min=0, help="Singular values of the aligned start of all layers.")

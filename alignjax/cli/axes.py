@@ -11,6 +11,8 @@ from alignjax.cli.config import Section
 from alignjax.cli.files import read_array
 
 SPACINGS = ("linspace", "geomspace", "logspace", "range")
+MOST_VALUES = 10**7
+"""Of one axis: far more than can be run, and no more than fit in memory."""
 
 
 def axis_values(section: Section, name: str) -> list[Any]:
@@ -45,17 +47,25 @@ def _spaced(section: Section, name: str) -> list[Any]:
         if not all(type(argument) is int for argument in arguments):
             raise table.error(form, f"expected integers, got {arguments}")
         with table.blame(form):
-            return list(range(*arguments))
+            found = range(*arguments)
+            _refuse_many(len(found))
+            return list(found)
     bounds = table.take(form, list)
     table.finish()
-    is_count = len(bounds) == 3 and isinstance(bounds[2], int) and bounds[2] >= 1
-    if not is_count or not all(isinstance(b, (int, float)) for b in bounds):
+    is_count = len(bounds) == 3 and type(bounds[2]) is int and bounds[2] >= 1
+    if not is_count or not all(type(bound) in (int, float) for bound in bounds):
         raise table.error(form, f"expected [first, last, how many], got {bounds}")
     with table.blame(form), np.errstate(all="raise"):
+        _refuse_many(bounds[2])
         try:
             return getattr(np, form)(*bounds).tolist()
-        except (FloatingPointError, MemoryError) as error:
+        except FloatingPointError as error:
             raise ValueError(f"{bounds}: {error}") from error
+
+
+def _refuse_many(count: int) -> None:
+    if count > MOST_VALUES:
+        raise ValueError(f"an axis has at most {MOST_VALUES:,} values, got {count:,}")
 
 
 def check_values(section: Section, name: str, values: list[Any], kind: type) -> list[Any]:

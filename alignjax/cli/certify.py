@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from alignjax.theory import alignment
 
 CODES = {"yes": errors.YES, "no": errors.NO, "cannot tell": errors.CANNOT_TELL}
 SHOWN_MODES = 8
+MOST_NUMBERS = 2**27
+"""In the Hessian's blocks of modes that a bottleneck drops: a GiB."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ def certify_files(request: Request, *, as_json: bool) -> int:
     """Certify the data in files, show the verdict, and return its exit code."""
     if request.out is not None:
         check_output(request.out, (".npz",))
+    if not math.isfinite(request.scale):
+        raise CommandError(f"--scale: expected a finite number, got {request.scale}", USAGE)
     problem, kind = _problem(request)
     certificate = alignment.certify(
         problem, tolerance_yes=request.tolerance_yes, tolerance_no=request.tolerance_no
@@ -90,12 +95,25 @@ def _rates(problem: Any, certificate: Any, request: Request) -> tuple[list[dict[
     rank = min(request.rank or modes, modes)
     found = []
     for depth in request.depths:
+        _refuse_many_blocks(problem, modes - rank, depth)
         values = jnp.full((depth, rank), request.scale, certificate.target_spectrum.dtype)
         found.append(_rate(certificate, values))
     return found, (
         f"from an aligned start whose layers have all singular values {request.scale:g}"
         + (f", at most {rank} wide" if rank < modes else "")
     )
+
+
+def _refuse_many_blocks(problem: Any, dropped: int, depth: int) -> None:
+    """Refuse depths at which the Hessian of what a bottleneck drops is too large to look at."""
+    blocks = dropped * max(problem.input_width, problem.output_width)
+    if blocks * (2 * depth) ** 2 > MOST_NUMBERS:
+        raise CommandError(
+            f"--depth {depth}: with --rank, the stability threshold takes the eigenvalues of "
+            f"{blocks:,} matrices of {2 * depth:,} rows, which do not fit in memory: give fewer "
+            f"layers, or leave --rank out",
+            USAGE,
+        )
 
 
 def _rate(spectra: Any, values: Any) -> dict[str, Any]:

@@ -82,7 +82,12 @@ def label(variable: Any, name: str) -> str:
     """A name in words, with its unit."""
     attrs = {} if variable is None else variable.attrs
     text = attrs.get("long_name", LABELS.get(name, name.replace("_", " ")))
-    return f"{text} [{attrs['units']}]" if attrs.get("units") else text
+    return plain(f"{text} [{attrs['units']}]" if attrs.get("units") else text)
+
+
+def plain(text: str) -> str:
+    """Text that is drawn as it stands, where dollars would make it a formula."""
+    return text.replace("$", r"\$")
 
 
 def is_geometric(values: np.ndarray) -> bool:
@@ -134,7 +139,8 @@ def _coordinates(picture: Picture, dim: str) -> np.ndarray:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, (float, np.floating)) else str(value)
+    is_float = isinstance(value, (float, np.floating))
+    return f"{value:.3g}" if is_float else plain(str(value))
 
 
 def _at(array: Any, index: dict[str, int]) -> Any:
@@ -224,8 +230,10 @@ def _scale(values: np.ndarray) -> Normalize:
 
 def _value_label(picture: Picture) -> str:
     """What the values are; long ones on several lines, for the height of a panel."""
-    words = label(picture.values, picture.name) + picture.at
-    return textwrap.fill(f"{words}, {picture.average}" if picture.average else words, LONGEST)
+    words = label(picture.values, picture.name) + plain(picture.at)
+    return textwrap.fill(
+        f"{words}, {plain(picture.average)}" if picture.average else words, LONGEST
+    )
 
 
 def _one_color(color: str) -> Any:

@@ -125,7 +125,7 @@ def choose(data: xarray.Dataset, wanted: Wanted) -> Picture:
     Raises:
         CommandError: for names and values that are not there.
     """
-    notes = []
+    data, notes = _along_partners(data, wanted), []
     complete = data[COMPLETE]
     missing = int((~complete).sum())
     if missing == complete.size:
@@ -171,6 +171,27 @@ def choose(data: xarray.Dataset, wanted: Wanted) -> Picture:
     )
 
 
+def _along_partners(data: xarray.Dataset, wanted: Wanted) -> xarray.Dataset:
+    """The data with a zipped axis that was asked for as the dimension it shares with others.
+
+    Raises:
+        CommandError: ``--x`` and ``--y`` share one.
+    """
+    shared = [data[n].dims for n in (wanted.x, wanted.y) if n is not None and n in data.coords]
+    if len(shared) == 2 and shared[0] == shared[1] and wanted.x != wanted.y:
+        raise CommandError(f"--y {wanted.y}: runs together with --x {wanted.x}", USAGE)
+    names = [wanted.x, wanted.y, *(text.partition("=")[0] for text in wanted.select)]
+    for name in (name for name in names if name in _partners(data)):
+        # Lines join neighbours, and the values of a partner come in any order.
+        data = data.swap_dims({data[name].dims[0]: name}).sortby(name)
+    return data
+
+
+def _partners(data: xarray.Dataset) -> list[str]:
+    """Coordinates along a dimension that has another name: zipped axes."""
+    return [str(name) for name, at in data.coords.items() if at.ndim == 1 and name not in at.dims]
+
+
 def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -187,7 +208,7 @@ def _select(data: xarray.Dataset, select: Sequence[str]) -> tuple[xarray.Dataset
     for text in select:
         dim, equals, value = text.partition("=")
         if not equals or dim not in data.sizes:
-            known = ", ".join(map(str, data.sizes))
+            known = ", ".join([*map(str, data.sizes), *_partners(data)])
             raise CommandError(f"--select {text}: expected DIM=VALUE with DIM of {known}", USAGE)
         values = data[dim].values
         if values.dtype.kind in "biuf":
@@ -260,7 +281,8 @@ def _roles(
             and dim not in (*swept, *own)
             and not (option == "--y" and dim == "none")
         ):
-            known = ", ".join([*swept, *own]) or "none left"
+            zipped = [name for name in _partners(data) if data[name].dims[0] in swept]
+            known = ", ".join([*swept, *zipped, *own]) or "none left"
             raise CommandError(f"{option} {dim}: expected one of {known}", USAGE)
     if wanted.x is not None and wanted.x == wanted.y:
         raise CommandError(f"--y {wanted.y}: is --x already", USAGE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 import alignjax as aj
+from alignjax.cli.axes import check_values
 from alignjax.cli.config import Section
 from alignjax.cli.errors import CommandError
 from alignjax.cli.files import read_array, read_matrix
@@ -130,13 +132,19 @@ def _images(section: Section, name: str) -> tuple[str, Arrays, dict[str, Any]]:
         except (aj.datasets.DataUnavailableError, aj.datasets.DataCorruptedError) as error:
             raise CommandError(str(error)) from error
     if pair is not None:
+        known = np.unique(images.labels).tolist()
+        if not pair or any(type(one) is not int or one not in known for one in pair):
+            raise section.error("classes", f"expected some of {known}, got {pair}")
+        if len(set(pair)) < len(pair):
+            raise section.error("classes", f"names a class twice: {pair}")
         images = images[np.isin(images.labels, np.asarray(pair))]
-        if not len(images):
-            raise section.error("classes", f"expected classes of {name}, got {pair}")
     if samples is not None:
         if not 1 <= samples <= len(images):
             raise section.error("samples", f"expected 1 to {len(images)}, got {samples}")
         images = images[:samples]
+    for key, value in scaling.items():
+        if value is not None and not math.isfinite(value):
+            raise section.error(key, f"expected a finite number, got {value}")
     with section.blame("std"):
         X = aj.datasets.flatten(images, **{k: v for k, v in scaling.items() if v is not None})
     if kind == "autoencoding":
@@ -155,9 +163,8 @@ def _images(section: Section, name: str) -> tuple[str, Arrays, dict[str, Any]]:
 
 
 def _synthetic(section: Section, name: str) -> tuple[str, Arrays, dict[str, Any]]:
-    seed = section.take("seed", int, default=0)
-    with section.blame("seed"):
-        key = jax.random.key(seed)
+    (seed,) = check_values(section, "seed", [section.take("seed", int, default=0)], int)
+    key = jax.random.key(seed)
     if name == "aligned_regression":
         arguments = {
             "input_spectrum": section.take("input_spectrum", list),
@@ -167,8 +174,7 @@ def _synthetic(section: Section, name: str) -> tuple[str, Arrays, dict[str, Any]
             "noise": section.take("noise", float, default=0.0),
         }
         for spectrum in ("input_spectrum", "target_spectrum"):
-            with section.blame(spectrum):
-                arguments[spectrum] = np.asarray(arguments[spectrum], float)
+            arguments[spectrum] = check_values(section, spectrum, arguments[spectrum], float)
     elif name == "gaussian_regression":
         arguments = {size: section.take(size, int) for size in ("n", "k_0", "k_d")}
     else:

@@ -132,6 +132,7 @@ def sweep_config(path: Path, options: SweepOptions) -> None:
         "units": dict(simulation.units) or None,
         "chunk": options.chunk or simulation.chunk,
         "store": store,
+        "resume": options.resume,
         "overwrite": options.overwrite,
     }
     try:
@@ -139,7 +140,7 @@ def sweep_config(path: Path, options: SweepOptions) -> None:
             _show_plan(forecast(simulation.run, axes, **arguments), store, as_json=options.as_json)
             return
         shown = not options.quiet
-        results = aj.sweep(simulation.run, axes, **arguments, resume=options.resume, progress=shown)
+        results = aj.sweep(simulation.run, axes, **arguments, progress=shown)
     except StoreMismatchError as error:
         raise CommandError(_for_shell(told(error)), CANNOT_WRITE) from error
     except (StoreWriteError, FileExistsError) as error:

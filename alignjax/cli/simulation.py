@@ -16,7 +16,7 @@ from alignjax.bases import Certificate
 from alignjax.cli import observe
 from alignjax.cli.axes import axis_values, check_values
 from alignjax.cli.config import Document, Section
-from alignjax.cli.errors import CommandError
+from alignjax.cli.errors import USAGE, CommandError
 from alignjax.cli.files import read_weights
 from alignjax.cli.problem import read_problem
 from alignjax.cli.training import USE_RATE, Training, read_training
@@ -139,13 +139,17 @@ class Simulation:
 
     def dims(self) -> dict[str, Any]:
         """The dimensions of observations and their coordinates."""
-        shapes = jax.eval_shape(lambda: self.run(**self.first()))
+        start = jax.eval_shape(lambda: self.start({**self.fixed, **self.first()}))
         found: dict[str, Any] = {}
         for one in self.observations:
             found[one.name] = {self.training.dim: list(self.training.points)}
             if one.dim is not None:
-                found[one.name][one.dim] = list(range(1, shapes[one.name].shape[1] + 1))
+                found[one.name][one.dim] = list(range(1, self.shape(one, start)[0] + 1))
         return found
+
+    def shape(self, one: observe.Observation, start: Any) -> tuple[int, ...]:
+        """The shape of an observation of weights that are known by shape, without computing it."""
+        return jax.eval_shape(lambda w: one.value(self.problem, w, w), start).shape
 
     def first(self) -> dict[str, Any]:
         """The first value of every axis."""
@@ -275,16 +279,21 @@ def _replace(
     for name, text in given.items():
         if name not in KINDS and not RATE_OF_LAYER.fullmatch(name):
             raise CommandError(
-                f"--set {name}: there are only {', '.join(KINDS)}, learning_rate_1, ..."
+                f"--set {name}: there are only {', '.join(KINDS)}, learning_rate_1, ...", USAGE
             )
         kind = KINDS.get(name, float)
         section = axes if name in swept else sections[HOME.get(name, "start")]
         try:
             value = kind(text)
         except ValueError as error:
-            raise CommandError(f"--set {name}: expected {kind.__name__}, got {text!r}") from error
+            raise CommandError(
+                f"--set {name}: expected {kind.__name__}, got {text!r}", USAGE
+            ) from error
         swept.pop(name, None)
-        fixed[name] = _checked(section, name, [value])[0]
+        try:
+            fixed[name] = _checked(section, name, [value])[0]
+        except CommandError as error:
+            raise CommandError(f"--set {name}={text}: {error}", USAGE) from error
 
 
 def _read_start(
@@ -446,9 +455,7 @@ def _try(simulation: Simulation, sections: Mapping[str, Section], root: Section)
             start = jax.eval_shape(lambda point=point: simulation.start(point))
         for one in simulation.observations:
             with root.blame("observe", one.name):
-                jax.eval_shape(
-                    lambda weights, one=one: one.value(simulation.problem, weights, weights), start
-                )
+                simulation.shape(one, start)
         rate = simulation.fixed.get("learning_rate")
         if isinstance(rate, list) and len(rate) != len(start):
             raise sections["train"].error(

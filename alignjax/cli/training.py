@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -89,9 +91,16 @@ def read_training(section: Section, problem: Problem) -> Training:
         if until is not None:
             with section.blame("until"):
                 options["until"] = as_real(until, "until", ndim=0)
+            if until < 0:
+                raise section.error("until", f"a risk is at least 0, got {until}")
     elif method == "adaptive_descent":
         options["rule"] = section.choice("rule", ("ball", "margin"), default="ball")
-        options["constant"] = section.take("constant", float, default=None)
+        if options["rule"] == "ball":
+            section.refuse("constant", "the rule 'ball' takes none; 'margin' does")
+        constant = section.take("constant", float, default=None)
+        if constant is not None and not 0 < constant < math.inf:
+            raise section.error("constant", f"expected a finite number above 0, got {constant}")
+        options["constant"] = constant
         with section.blame("method"):
             check_tail(problem, "adaptive_descent")
     else:
@@ -105,6 +114,8 @@ def read_training(section: Section, problem: Problem) -> Training:
 def _save_points(section: Section, steps: int) -> tuple[int, ...]:
     given = section.take("save_at", list, dict, default=None)
     if not isinstance(given, dict):
+        if given and any(isinstance(point, bool) for point in given):
+            raise section.error("save_at", f"expected integers, got {given}")
         with section.blame("save_at"):
             return save_points(given, steps)
     table = section.section("save_at")
@@ -133,8 +144,17 @@ def _batch_size(section: Section, problem: Problem, size: int) -> int:
 def _optimizer(section: Section) -> Callable[[Any], optax.GradientTransformation]:
     name = section.choice("optimizer", OPTIMIZERS, default="adam")
     options = section.section("optimizer_options")
-    given = {key: options.take(key, float, bool) for key in options.names()}
     make = getattr(optax, name)
+    given: dict[str, Any] = {}
+    for key, parameter in inspect.signature(make).parameters.items():
+        # Numbers and switches; what else there is (masks, dtypes) has no place in a config.
+        if key in options and isinstance(parameter.default, bool):
+            given[key] = options.take(key, bool)
+        elif isinstance(parameter.default, (bool, int, float)) or key == "momentum":
+            value = options.take(key, float, default=None)
+            if value is not None:
+                (given[key],) = check_values(options, key, [value], float)
+    options.finish()
     with section.blame("optimizer_options"):
         make(0.1, **given)
     return lambda rate: make(rate, **given)
@@ -151,8 +171,8 @@ def _flow(section: Section, problem: Problem) -> Training:
     options: dict[str, Any] = {"times": times, "log_time": log_time}
     for name in ("rtol", "atol"):
         value = section.take(name, float, default=None)
-        if value is not None and not value > 0:
-            raise section.error(name, f"expected a number above 0, got {value}")
+        if value is not None and not 0 < value < math.inf:
+            raise section.error(name, f"expected a finite number above 0, got {value}")
         options[name] = value
     solvers = ("auto", "explicit", "implicit")
     options["solver"] = section.choice("solver", solvers, default="auto")

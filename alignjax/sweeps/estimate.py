@@ -16,7 +16,7 @@ import numpy as np
 
 from alignjax.sweeps.execute import Prepared, prepare
 from alignjax.sweeps.plan import rounds_at_once
-from alignjax.sweeps.store import is_free, open_store
+from alignjax.sweeps.store import check_names, is_free, open_store, refuse_foreign
 from alignjax.sweeps.store_manifest import check_same_sweep, manifest, read_manifest
 
 
@@ -128,10 +128,13 @@ def _missing(
 ) -> list[tuple[int, ...]]:
     """The blocks that are to be computed; of a store that exists, those that it does not have."""
     root = None if store is None else Path(store)
+    if root is not None:
+        check_names(ready.spec)
     if root is None or is_free(root):
         return list(ready.spec.blocks())
     stored = read_manifest(root)
     if stored is not None and overwrite:
+        refuse_foreign(root, stored)
         return list(ready.spec.blocks())
     if stored is not None and resume:
         check_same_sweep(root, stored, manifest(ready.spec))

@@ -96,8 +96,7 @@ def open_store(
     """
     _need_libraries()
     given = manifest(spec)
-    _check_outputs(spec)
-    _check_coords(spec)
+    check_names(spec)
     root = Path(path).resolve()
     if is_free(root) and _create(root, spec, given):
         return Store(root, spec)
@@ -296,8 +295,13 @@ def _need_libraries() -> None:
         ) from error
 
 
-def _check_outputs(spec: Spec) -> None:
-    """Refuse names and dtypes that a store cannot hold, before anything is written."""
+def check_names(spec: Spec) -> None:
+    """Refuse names and dtypes that a store cannot hold, before anything is written.
+
+    Raises:
+        ValueError: for a name.
+        TypeError: for a dtype.
+    """
     for name, output in spec.outputs.items():
         taken = name in spec.coords or name in spec.dims
         if taken or not _is_fit(name):
@@ -310,10 +314,6 @@ def _check_outputs(spec: Spec) -> None:
                 f"output {name!r} has dtype {output.dtype}, which Zarr cannot store: "
                 "cast it in run (bfloat16 to float32, say)"
             )
-
-
-def _check_coords(spec: Spec) -> None:
-    """Refuse names that a store cannot give to axes and coordinates."""
     for name in spec.coords:
         if not _is_fit(name):
             raise ValueError(
@@ -355,8 +355,12 @@ def _create(root: Path, spec: Spec, given: Manifest) -> bool:
     return True
 
 
-def _replace(root: Path, spec: Spec, stored: Manifest, given: Manifest) -> None:
-    """Put an empty store in the place of one that exists, which goes last."""
+def refuse_foreign(root: Path, stored: Manifest) -> None:
+    """Refuse to replace a store whose folder holds what no sweep wrote.
+
+    Raises:
+        FileExistsError: naming it.
+    """
     known = {"zarr.json", COMPLETE, *stored["outputs"], *stored["coords"]}
     foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in known)
     if foreign:
@@ -366,6 +370,11 @@ def _replace(root: Path, spec: Spec, stored: Manifest, given: Manifest) -> None:
             "not write; nothing was changed",
             str(root),
         )
+
+
+def _replace(root: Path, spec: Spec, stored: Manifest, given: Manifest) -> None:
+    """Put an empty store in the place of one that exists, which goes last."""
+    refuse_foreign(root, stored)
     old = _beside(root, "replaced")
     try:
         prepared = _prepare(root, spec, given)

@@ -307,30 +307,30 @@ def _diagonals(spectra: Spectra, values: Array) -> tuple[Array, Array, Array, li
     if isinstance(spectra, Reduced):
         widths = [spectra.V.shape[0], *(b.shape[0] for b in spectra.inner_bases), len(spectra.U)]
         inputs, target = spectra.full_input_spectrum, spectra.full_target_spectrum
-        rest: tuple[Array, ...] = spectra.frozen
+        rest = spectra.frozen
+        diagonals = [jnp.concatenate([s, tail]) for s, tail in zip(values, rest, strict=True)]
     else:
         widths = [spectra.V.shape[0], *[r] * (d - 1), spectra.U.shape[0]]
         inputs, target = jnp.asarray(spectra.input_spectrum), jnp.asarray(spectra.target_spectrum)
-        rest = (values[0, :0],) * d
+        diagonals = [values]  # of one width all
 
-    def padded(vector: Array) -> Array:
-        return jnp.pad(vector, (0, max(widths) - vector.shape[0]))
+    def padded(array: Array) -> Array:
+        missing = max(widths) - array.shape[-1]
+        return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)])
 
-    diagonals = [padded(jnp.concatenate([s, tail])) for s, tail in zip(values, rest, strict=True)]
-    return jnp.stack(diagonals), padded(inputs), padded(target), widths
+    whole = jnp.concatenate([padded(jnp.atleast_2d(s)) for s in diagonals])
+    return whole, padded(inputs), padded(target), widths
 
 
 def _extreme_curvatures(spectra: Spectra, values: Array) -> tuple[Array, Array]:
     """The least negative and the largest eigenvalue of the Hessian at an aligned minimum."""
     s, inputs, target, widths = _diagonals(spectra, values)
     (d, size), r = s.shape, values.shape[1]
-    exists = [jnp.arange(size) < k for k in widths]
+    exists = jnp.arange(size) < jnp.asarray(widths)[:, None]
     # What layers above and below a layer do to a perturbation of it.
-    above, below = [exists[-1].astype(s.dtype)], [exists[0].astype(s.dtype)]
-    for m in range(d - 1):
-        above.insert(0, above[0] * s[d - 1 - m])
-        below.append(below[-1] * s[m])
-    up, down = jnp.stack(above), jnp.stack(below)
+    one = jnp.ones_like(s[:1])
+    up = exists[-1] * jnp.concatenate([jnp.cumprod(s[:0:-1], axis=0)[::-1], one])
+    down = exists[0] * jnp.concatenate([one, jnp.cumprod(s[:-1], axis=0)])
     # A perturbation at (a, b) of the product, by all layers.
     low, high = jnp.zeros((), s.dtype), jnp.max(matmul((up**2).T, down**2) * inputs)
     modes = min(widths[0], widths[-1])
@@ -340,18 +340,20 @@ def _extreme_curvatures(spectra: Spectra, values: Array) -> tuple[Array, Array]:
     missed = jnp.where((jnp.arange(size) >= r) & (jnp.arange(size) < modes), target, 0.0)
     j = jnp.arange(r, modes)[:, None]
     c = jnp.arange(size)[None, :]
-    first = jnp.stack([up[m, j] * down[m, c] for m in range(d)], axis=-1)
-    second = jnp.stack([up[m, c] * down[m, j] for m in range(d)], axis=-1)
-    coupling = jnp.zeros((*first.shape, d), s.dtype)
-    for lower in range(d - 1):
-        between = exists[lower + 1].astype(s.dtype)
-        for upper in range(lower + 1, d):
-            # Entry (j, c) of the upper layer and (c, j) of the lower one meet in the residual at j,
-            # with the roles exchanged in that at c.
-            at_j = missed[j] * up[upper, j] * down[lower, j] * between[c]
-            at_c = missed[c] * up[upper, c] * down[lower, c] * between[j]
-            coupling = coupling.at[..., upper, lower].set(at_j).at[..., lower, upper].set(at_c)
-            between = between * s[upper] * exists[upper + 1]
+    first = jnp.moveaxis(up[:, j] * down[:, c], 0, -1)
+    second = jnp.moveaxis(up[:, c] * down[:, j], 0, -1)
+    # The first axis is the lower of two layers, the second the upper one.
+    layer = jnp.arange(d)
+    passes = jnp.concatenate([one, s[:-1] * exists[1:-1]])
+    lies_between = (layer > layer[:, None] + 1)[..., None]
+    between = exists[1:, None] * jnp.cumprod(jnp.where(lies_between, passes, 1), axis=1)
+    # Entry (j, c) of the upper layer and (c, j) of the lower one meet in the residual at j,
+    # with the roles exchanged in that at c.
+    at_j = missed[j] * up[:, j] * down[:, None, j] * between[..., c]
+    at_c = missed[c] * up[:, c] * down[:, None, c] * between[..., j]
+    is_pair = (layer > layer[:, None])[..., None, None]
+    at_j, at_c = jnp.where(is_pair, at_j, 0), jnp.where(is_pair, at_c, 0)
+    coupling = jnp.moveaxis(at_j, (0, 1), (-1, -2)) + jnp.moveaxis(at_c, (0, 1), (-2, -1))
     own = inputs[c][..., None, None] * first[..., :, None] * first[..., None, :]
     other = inputs[j][..., None, None] * second[..., :, None] * second[..., None, :]
     turned = jnp.swapaxes(coupling, -1, -2)
