@@ -61,5 +61,5 @@ def test_what_a_store_could_not_hold_or_replace_is_refused(tmp_path):
         forecast(lambda rate: {"complete": rate}, {"rate": [0.1]}, store=store)
     sweep(run, AXES, store=store, **ARGUMENTS)
     (store / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="notes.txt"):
+    with pytest.raises(FileExistsError, match=r"notes\.txt"):
         forecast(run, AXES, store=store, overwrite=True, **ARGUMENTS)
