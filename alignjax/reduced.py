@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from alignjax._validation import as_count, as_learning_rate, as_real, describe
 from alignjax.bases import chain_bases
 from alignjax.bases.moments import ProblemMatrices, spectra
+from alignjax.engines import recursion
 from alignjax.engines.loop import guarded_steps
 from alignjax.linalg import guarded, leave_one_out_products, leaves_finite, matmul
 from alignjax.problems import MomentProblem
@@ -217,6 +218,7 @@ def reduced_descent(
     steps: int,
     singular_values: Float[Array, "d r"] | None = None,
     save_at: Sequence[int] | None = None,
+    engine: str = "auto",
 ) -> Trajectory:
     """Gradient descent on the singular values, exactly as on the full matrices.
 
@@ -233,6 +235,9 @@ def reduced_descent(
         steps: how many steps.
         singular_values: another start, shape ``(d, r)``; may be traced.
         save_at: increasing steps at which to observe; by default the start and the end.
+        engine: how steps are executed; ``"xla"`` is the reference, ``"cpu"`` a compiled kernel
+            for modes that no Gram matrix couples, and ``"auto"`` takes it where it applies and
+            save points lie more than a few steps apart.
 
     Returns:
         A :class:`alignjax.Trajectory`; its ``weights`` are the final singular values ``(d, r)``,
@@ -257,17 +262,27 @@ def reduced_descent(
     start = _as_singular_values(reduced, singular_values)
     steps = as_count(steps, "steps")
     points = save_points(save_at, steps)
-    return _reduced_descent(reduced, start, rate.astype(start.dtype), steps=steps, save_at=points)
+    others = (reduced.target_spectrum, reduced.minimizer, reduced.minimum_risk, start)
+    name = recursion.resolve(engine, reduced.input_spectrum, others)
+    return _reduced_descent(
+        reduced, start, rate.astype(start.dtype), steps=steps, save_at=points, engine=name
+    )
 
 
-@partial(jax.jit, static_argnames=("steps", "save_at"))
+@partial(jax.jit, static_argnames=("steps", "save_at", "engine"))
 def _reduced_descent(
-    reduced: Reduced, start: Array, rate: Array, *, steps: int, save_at: tuple[int, ...]
+    reduced: Reduced,
+    start: Array,
+    rate: Array,
+    *,
+    steps: int,
+    save_at: tuple[int, ...],
+    engine: str,
 ) -> Trajectory:
     rates = (rate,) * reduced.depth if rate.ndim == 0 else tuple(rate)
 
     def advance(s: Layers, _: Array, count: Array, max_count: int) -> tuple[Layers, Array]:
-        return _advance(max_count, reduced, s, rates, count)
+        return _advance(max_count, engine, reduced, s, rates, count)
 
     def observe(s: Layers) -> dict[str, Array]:
         values = jnp.stack(s)
@@ -340,9 +355,27 @@ def _surely_good(reduced: Reduced, s: Layers, off: Array) -> Array:
     return ((excess <= limit) & (size < jnp.inf)).all()
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _advance(
-    max_steps: int, reduced: Reduced, state: Layers, rates: Layers, steps: Array
+    max_steps: int, engine: str, reduced: Reduced, state: Layers, rates: Layers, steps: Array
+) -> tuple[Layers, Array]:
+    """Steps by an engine that stop at the last good state."""
+    return recursion.advance(
+        engine,
+        partial(_reference, reduced),
+        state,
+        rates,
+        steps,
+        reduced.input_spectrum,
+        reduced.target_spectrum,
+        reduced.minimizer,
+        reduced.minimum_risk,
+        max_steps=max_steps,
+    )
+
+
+def _reference(
+    reduced: Reduced, state: Layers, rates: Layers, steps: Array
 ) -> tuple[Layers, Array]:
     """Steps that stop at the last good state: many at a time while surely good, then one by one."""
     blocks = steps // _BLOCK
@@ -378,7 +411,7 @@ def _advance(
 
 
 @_advance.defjvp
-def _advance_derivative(max_steps: int, primals: Any, tangents: Any) -> Any:
+def _advance_derivative(max_steps: int, _: str, primals: Any, tangents: Any) -> Any:
     *moving, steps = primals
 
     def scanned(reduced: Reduced, state: Layers, rates: Layers) -> tuple[Layers, Array]:

@@ -15,6 +15,7 @@ struct Columns {
   using Cell = Number;
   static constexpr int networks = 1;
   static constexpr bool square = false;
+  static constexpr bool small = false;
   using General = Columns;
   static constexpr int kRows = 8;
 
@@ -124,20 +125,20 @@ struct Columns {
 
   template <class S>
   static ALIGNJAX_INLINE void flip_block(S (&x)[4]) {
-    const S a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5);
-    const S b = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5);
-    const S c = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
-    const S d = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
-    x[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
-    x[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
-    x[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
-    x[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+    const S a = shuffle<0, 4, 1, 5>(x[0], x[1]);
+    const S b = shuffle<0, 4, 1, 5>(x[2], x[3]);
+    const S c = shuffle<2, 6, 3, 7>(x[0], x[1]);
+    const S d = shuffle<2, 6, 3, 7>(x[2], x[3]);
+    x[0] = shuffle<0, 1, 4, 5>(a, b);
+    x[1] = shuffle<2, 3, 6, 7>(a, b);
+    x[2] = shuffle<0, 1, 4, 5>(c, d);
+    x[3] = shuffle<2, 3, 6, 7>(c, d);
   }
 
   template <class S>
   static ALIGNJAX_INLINE void flip_block(S (&x)[2]) {
-    const S a = __builtin_shufflevector(x[0], x[1], 0, 2);
-    x[1] = __builtin_shufflevector(x[0], x[1], 1, 3);
+    const S a = shuffle<0, 2>(x[0], x[1]);
+    x[1] = shuffle<1, 3>(x[0], x[1]);
     x[0] = a;
   }
 

@@ -8,24 +8,12 @@
 
 #include "chain.h"
 #include "kernel.h"
+#include "small.h"
 
 namespace alignjax {
 namespace {
 
 constexpr std::int64_t kBlock = 32;
-
-template <class T>
-struct Limits;
-template <>
-struct Limits<float> {
-  static constexpr double largest = 1.8446743523953730e19;  // sqrt of the largest float
-  static constexpr double norm = 1e18;                      // its square is finite
-};
-template <>
-struct Limits<double> {
-  static constexpr double largest = 1.3407807929942596e154;
-  static constexpr double norm = 1e150;
-};
 
 template <class P>
 class Descent {
@@ -56,11 +44,10 @@ class Descent {
     save(good);
     for (std::int64_t t = 0; t <= steps && alive != 0;) {
       const std::int64_t end = t + kBlock < steps + 1 ? t + kBlock : steps + 1;
-      Mask fine = ~Mask{};
-      for (; t < end; ++t) {
-        if (t == end - 1) save(newer);
-        fine &= chain_.template step<false>();
-      }
+      Mask fine = move(end - 1 - t);
+      save(newer);
+      fine &= move(1);
+      t = end;
       if ((alive & ~(P::bits(fine) & finite())) != 0) {
         alive = examine(nets, alive, at, end);
       } else {
@@ -72,6 +59,18 @@ class Descent {
   }
 
  private:
+  // Whether the states before them all have an acceptable risk; "no" is not certain.
+  Mask move(std::int64_t count) {
+    if constexpr (P::small) {
+      if (chain_.depth == 2) return Small<P, P::width, 2>::steps(chain_, count);
+      if (chain_.depth == 3) return Small<P, P::width, 3>::steps(chain_, count);
+      if (chain_.depth == 4) return Small<P, P::width, 4>::steps(chain_, count);
+    }
+    Mask fine = ~Mask{};
+    for (; count > 0; --count) fine &= chain_.template step<false>();
+    return fine;
+  }
+
   template <class Q>
   static void begin(Chain<Q>& chain, const Shape& shape, Q products, Arena& arena) {
     chain.products = products;

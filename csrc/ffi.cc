@@ -1,28 +1,7 @@
-// The way in from XLA: broadcasts batch axes, chooses kernels, shares networks among threads.
-#include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <mutex>
-#include <new>
-#include <string>
-#include <utility>
-#include <vector>
-
-#include "kernel.h"
-#include "xla/ffi/api/ffi.h"
-
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-
-namespace ffi = xla::ffi;
+// The way in from XLA for networks, and the choice of an instruction set.
+#include "call.h"
 
 namespace alignjax {
-
-#define ALIGNJAX_EXPORT extern "C" __attribute__((visibility("default")))
 
 #if defined(__x86_64__)
 extern const InstructionSet avx512, avx2, sse2;
@@ -51,51 +30,17 @@ std::vector<const InstructionSet*> instruction_sets() {
 
 std::atomic<const InstructionSet*> selected{instruction_sets().front()};
 
-template <class T>
-const Kernels<T>& kernels(const InstructionSet& set);
-template <>
-const Kernels<float>& kernels(const InstructionSet& set) {
-  return set.single;
-}
-template <>
-const Kernels<double>& kernels(const InstructionSet& set) {
-  return set.twice;
-}
-
-// An operand or a result with leading batch axes, each as long as that of the batch or 1.
-struct Batched {
-  char* data = nullptr;
-  std::vector<std::int64_t> strides;  // bytes along each batch axis, 0 where it is broadcast
-
-  char* at(std::int64_t network, const std::vector<std::int64_t>& batch) const {
-    char* out = data;
-    for (std::size_t axis = batch.size(); axis-- > 0;) {
-      out += network % batch[axis] * strides[axis];
-      network /= batch[axis];
-    }
-    return out;
-  }
-};
-
 enum Operand { kRates, kInput, kCross, kMinimizer, kSlope, kEnergy, kFloor, kWeights };
 
-// All networks of one call. It outlives the call, for a thread may come too late to help.
-struct Job {
-  std::vector<std::int64_t> batch, widths;
-  std::int64_t networks = 1, steps = 0, packs = 0, per_pack = 1;
+// All networks of one call.
+struct Job : Packs {
+  Sizes batch, widths;
+  std::int64_t networks = 1, steps = 0, per_pack = 1;
   Shape shape{};
   bool columns = false;
-  const InstructionSet* set = nullptr;  // one for the whole job, whatever is selected meanwhile
+  const InstructionSet* set = nullptr;
   std::vector<Batched> operands;  // as in Operand, the layers from kWeights on
   std::vector<Batched> results;   // taken, then the layers
-  std::atomic<std::int64_t> next{0};
-  std::mutex mutex;
-  std::condition_variable finished;
-  std::int64_t done = 0;
-};
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
 };
 
 template <class T>
@@ -112,53 +57,22 @@ Network<T> network(const Job& job, std::int64_t index, const T** weights, T** re
           reinterpret_cast<std::int32_t*>(job.results[0].at(index, job.batch))};
 }
 
-// Numbers below the smallest normal one count as zero, as they do in XLA's own code, and on every
-// thread alike: they are slow, and a bit must not depend on the thread.
-class FlushSubnormals {
- public:
-  FlushSubnormals() : before_(get()) { set(before_ | kFlush); }
-  ~FlushSubnormals() { set(before_); }
-  FlushSubnormals(const FlushSubnormals&) = delete;
-  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
-
- private:
-#if defined(__x86_64__)
-  static constexpr std::uint64_t kFlush = 0x8040;  // results and operands
-  static std::uint64_t get() { return _mm_getcsr(); }
-  static void set(std::uint64_t x) { _mm_setcsr(static_cast<unsigned>(x)); }
-#elif defined(__aarch64__)
-  static constexpr std::uint64_t kFlush = std::uint64_t{1} << 24;
-  static std::uint64_t get() {
-    std::uint64_t x;
-    asm volatile("mrs %0, fpcr" : "=r"(x));
-    return x;
-  }
-  static void set(std::uint64_t x) { asm volatile("msr fpcr, %0" : : "r"(x)); }
-#else
-  static constexpr std::uint64_t kFlush = 0;
-  static std::uint64_t get() { return 0; }
-  static void set(std::uint64_t) {}
-#endif
-  const std::uint64_t before_;
-};
-
 // What a thread needs to take packs.
 template <class T>
 struct Workspace {
-  explicit Workspace(const Job& job) {
-    const Kernels<T>& kernel = kernels<T>(*job.set);
-    const std::size_t bytes =
-        job.columns ? kernel.columns_scratch(job.shape) : kernel.lanes_scratch(job.shape);
-    scratch.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-    if (!scratch) throw std::bad_alloc();
-    std::memset(scratch.get(), 0, bytes);
+  explicit Workspace(const Job& job) : scratch(bytes(job)) {
     const auto depth = static_cast<std::size_t>(job.shape.depth);
     nets.resize(job.per_pack);
     weights.resize(job.per_pack * depth);
     results.resize(job.per_pack * depth);
   }
 
-  std::unique_ptr<void, Free> scratch;
+  static std::size_t bytes(const Job& job) {
+    const Kernels<T>& kernel = kernels<T>(*job.set);
+    return job.columns ? kernel.columns_scratch(job.shape) : kernel.lanes_scratch(job.shape);
+  }
+
+  Scratch scratch;
   std::vector<Network<T>> nets;
   std::vector<const T*> weights;
   std::vector<T*> results;
@@ -167,13 +81,12 @@ struct Workspace {
 // Takes packs until none is left. Throws, if at all, before it takes one.
 template <class T>
 void work(Job& job) {
-  if (job.next.load() >= job.packs) return;
+  if (job.taken()) return;
   Workspace<T> space(job);
   const FlushSubnormals flush;
   const Kernels<T>& kernel = kernels<T>(*job.set);
   const auto depth = static_cast<std::size_t>(job.shape.depth);
-  std::int64_t done = 0;
-  for (std::int64_t pack; (pack = job.next.fetch_add(1)) < job.packs; ++done) {
+  job.take([&](std::int64_t pack) {
     const std::int64_t first = pack * job.per_pack;
     const std::int64_t count = std::min(job.per_pack, job.networks - first);
     for (std::int64_t i = 0; i < count; ++i) {
@@ -186,23 +99,8 @@ void work(Job& job) {
       kernel.advance_lanes(job.shape, space.nets.data(), static_cast<int>(count), job.steps,
                            space.scratch.get());
     }
-  }
-  const std::lock_guard<std::mutex> lock(job.mutex);
-  job.done += done;
-  if (job.done == job.packs) job.finished.notify_all();
+  });
 }
-
-// A thread that finds no memory leaves its share to the others.
-template <class T>
-void help(Job& job) noexcept {
-  try {
-    work<T>(job);
-  } catch (const std::bad_alloc&) {
-  }
-}
-
-// Below this many multiplications a thread is not worth waking.
-constexpr double kWorthAThread = 3e5;
 
 double multiplications(const Job& job) {
   double largest = 1;
@@ -223,56 +121,11 @@ void stand_still(const Job& job, std::size_t item) {
   }
 }
 
-ffi::Error no_memory() {
-  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "alignjax: no memory for a network");
-}
-
 template <class T>
 ffi::Error run(ffi::ThreadPool& pool, const std::shared_ptr<Job>& job) {
   job->per_pack = job->columns ? 1 : kernels<T>(*job->set).lanes;
   job->packs = (job->networks + job->per_pack - 1) / job->per_pack;
-  const auto useful = static_cast<std::int64_t>(std::min(multiplications(*job) / kWorthAThread, 1e9));
-  const std::int64_t helpers =
-      std::min({pool.num_threads(), job->packs, useful + 1}) - 1;
-  bool exhausted = false;
-  try {
-    for (std::int64_t i = 0; i < helpers; ++i) pool.Schedule([job] { help<T>(*job); });
-    work<T>(*job);
-  } catch (const std::bad_alloc&) {
-    // Packs that the other threads have not taken are nobody's any more.
-    exhausted = true;
-    const std::int64_t left = job->packs - std::min(job->next.exchange(job->packs), job->packs);
-    const std::lock_guard<std::mutex> lock(job->mutex);
-    job->done += left;
-  }
-  std::unique_lock<std::mutex> lock(job->mutex);
-  job->finished.wait(lock, [&] { return job->done == job->packs; });
-  if (exhausted) return no_memory();
-  return ffi::Error::Success();
-}
-
-ffi::Error invalid(const std::string& what) {
-  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "alignjax: " + what);
-}
-
-// Whether `dims` are batch axes followed by `shape`; `out` then says where networks lie.
-bool place(ffi::AnyBuffer::Dimensions dims, void* data, std::size_t item, const Job& job,
-           const std::vector<std::int64_t>& shape, Batched& out) {
-  const std::size_t axes = job.batch.size();
-  if (dims.size() != axes + shape.size()) return false;
-  auto stride = static_cast<std::int64_t>(item);
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    if (dims[axes + i] != shape[i]) return false;
-    stride *= shape[i];
-  }
-  out.data = static_cast<char*>(data);
-  out.strides.assign(axes, 0);
-  for (std::size_t axis = axes; axis-- > 0;) {
-    if (dims[axis] != 1 && dims[axis] != job.batch[axis]) return false;
-    if (dims[axis] != 1) out.strides[axis] = stride;
-    stride *= dims[axis];
-  }
-  return true;
+  return share(pool, job, multiplications(*job), work<T>);
 }
 
 // Operands: steps, rates, Sigma_xx, Sigma_yx, W*, the slope there, energy, floor, W_1, ..., W_d.
@@ -291,7 +144,7 @@ ffi::Error checked_advance(ffi::ThreadPool& pool, ffi::RemainingArgs& args,
   }
   auto job = std::make_shared<Job>();
   job->columns = columns;
-  job->set = selected.load();
+  job->set = selected_set();
   job->steps = *steps->typed_data<std::int32_t>();
   const auto lead = (*taken)->dimensions();
   job->batch.assign(lead.begin(), lead.end());
@@ -314,7 +167,7 @@ ffi::Error checked_advance(ffi::ThreadPool& pool, ffi::RemainingArgs& args,
     job->widths.push_back(dims[dims.size() - 2]);
   }
   const auto inputs = job->widths.front(), outputs = job->widths.back();
-  std::vector<std::vector<std::int64_t>> shapes = {
+  std::vector<Sizes> shapes = {
       {static_cast<std::int64_t>(depth)}, {inputs, inputs}, {outputs, inputs}, {outputs, inputs},
       {outputs, inputs},                  {},               {}};
   for (std::size_t i = 0; i < depth; ++i) {
@@ -323,20 +176,20 @@ ffi::Error checked_advance(ffi::ThreadPool& pool, ffi::RemainingArgs& args,
   job->operands.resize(operands.size());
   for (std::size_t i = 0; i < operands.size(); ++i) {
     if (operands[i].element_type() != dtype ||
-        !place(operands[i].dimensions(), operands[i].untyped_data(), item, *job, shapes[i],
+        !place(operands[i].dimensions(), operands[i].untyped_data(), item, job->batch, shapes[i],
                job->operands[i])) {
       return invalid("operand " + std::to_string(i + 1) + " does not fit");
     }
   }
   job->results.resize(1 + depth);
-  if (!place(lead, (*taken)->untyped_data(), 4, *job, {}, job->results[0])) {
+  if (!place(lead, (*taken)->untyped_data(), 4, job->batch, {}, job->results[0])) {
     return invalid("taken does not fit");
   }
   for (std::size_t i = 0; i < depth; ++i) {
     auto result = rets.get<ffi::AnyBuffer>(1 + i);
     if (!result || (*result)->element_type() != dtype ||
-        !place((*result)->dimensions(), (*result)->untyped_data(), item, *job, shapes[kWeights + i],
-               job->results[1 + i])) {
+        !place((*result)->dimensions(), (*result)->untyped_data(), item, job->batch,
+               shapes[kWeights + i], job->results[1 + i])) {
       return invalid("result " + std::to_string(i + 1) + " does not fit");
     }
   }
@@ -361,6 +214,8 @@ ffi::Error advance(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remaining
 
 }  // namespace
 
+const InstructionSet* selected_set() { return selected.load(); }
+
 XLA_FFI_DEFINE_HANDLER(advance_handler, advance,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::ThreadPool>()
@@ -375,6 +230,9 @@ ALIGNJAX_EXPORT XLA_FFI_Error* alignjax_advance(XLA_FFI_CallFrame* frame) {
   return alignjax::advance_handler(frame);
 }
 
+// A digest of the sources that this is compiled from.
+ALIGNJAX_EXPORT const char* alignjax_sources() { return ALIGNJAX_SOURCES; }
+
 // The name of the i-th instruction set that runs here, the fastest first, or null.
 ALIGNJAX_EXPORT const char* alignjax_instruction_set(int i) {
   const auto sets = alignjax::instruction_sets();
@@ -382,7 +240,7 @@ ALIGNJAX_EXPORT const char* alignjax_instruction_set(int i) {
 }
 
 // The name of the one in use.
-ALIGNJAX_EXPORT const char* alignjax_selected() { return alignjax::selected.load()->name; }
+ALIGNJAX_EXPORT const char* alignjax_selected() { return alignjax::selected_set()->name; }
 
 // Chooses one of them; whether there is one of that name.
 ALIGNJAX_EXPORT int alignjax_select(const char* name) {

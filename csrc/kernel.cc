@@ -5,6 +5,7 @@
 #include "columns.h"
 #include "descent.h"
 #include "lanes.h"
+#include "recursion.h"
 
 namespace alignjax {
 namespace {
@@ -61,11 +62,22 @@ void advance_columns(const Shape& shape, const Network<typename Vec::Number>& ne
   Descent<Columns<Vec>>(shape, products, products, scratch).advance(&net, 1, steps);
 }
 
+template <class Vec>
+std::size_t modes_scratch(const ModesShape& shape) {
+  return Recursion<Vec>(shape, nullptr).bytes();
+}
+
+template <class Vec>
+void advance_modes(const ModesShape& shape, const Modes<typename Vec::Number>* runs, int count,
+                   std::int64_t steps, bool shared, void* scratch) {
+  Recursion<Vec>(shape, scratch).advance(runs, count, steps, shared);
+}
+
 template <class T>
 constexpr Kernels<T> kernels() {
   using Vec = Vector<T, ALIGNJAX_BYTES>;
-  return {Vec::lanes, lanes_scratch<Vec>, advance_lanes<Vec>, columns_scratch<Vec>,
-          advance_columns<Vec>};
+  return {Vec::lanes,           lanes_scratch<Vec>, advance_lanes<Vec>, columns_scratch<Vec>,
+          advance_columns<Vec>, modes_scratch<Vec>, advance_modes<Vec>};
 }
 
 }  // namespace

@@ -30,6 +30,24 @@ struct Network {
   std::int32_t* taken;
 };
 
+// How many runs of the recursion in singular values are taken together, of what depth and rank.
+struct ModesShape {
+  std::int64_t depth, rank, runs;
+};
+
+// Where the numbers of one run of it lie.
+template <class T>
+struct Modes {
+  const T* const* values;  // s_1, ..., s_d, (r) each
+  T* const* results;       // where they go after the steps
+  const T* rates;          // one a layer
+  const T* input;          // (r), the spectrum lambda
+  const T* target;         // (r), lambda'
+  const T* minimizer;      // (r)
+  const T* floor;          // the risk at the minimizer
+  std::int32_t* taken;
+};
+
 // Kernels for one precision. `scratch` is aligned to 64 bytes, zero at first, and the same for all
 // calls of one thread that have the same shape.
 template <class T>
@@ -41,6 +59,11 @@ struct Kernels {
   // One network, vectors along its columns.
   std::size_t (*columns_scratch)(const Shape&);
   void (*advance_columns)(const Shape&, const Network<T>&, std::int64_t steps, void*);
+  // Many runs of the recursion, lanes along their modes; `count` is at most `shape.runs`. `shared`
+  // says that spectra, minimizer and floor are the same in all calls.
+  std::size_t (*modes_scratch)(const ModesShape&);
+  void (*advance_modes)(const ModesShape&, const Modes<T>*, int count, std::int64_t steps,
+                        bool shared, void*);
 };
 
 struct InstructionSet {

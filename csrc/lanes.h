@@ -23,6 +23,8 @@ struct Lanes {
   using Cell = V;
   static constexpr int networks = Vec::lanes;
   static constexpr bool square = Widths::square;
+  static constexpr long width = Widths::width;
+  static constexpr bool small = 0 < width && width <= 4;  // see small.h
   // Tiles as large as registers hold: 16 accumulators and 5 operands of 32, or 9 and 4 of 16.
   static constexpr int kRows = ALIGNJAX_TILE;
 

@@ -12,6 +12,13 @@
 #define ALIGNJAX_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// GCC has Clang's name since version 12, and its own, which Clang lacks, since long ago.
+#ifdef __has_builtin
+#define ALIGNJAX_HAS_SHUFFLEVECTOR __has_builtin(__builtin_shufflevector)
+#else
+#define ALIGNJAX_HAS_SHUFFLEVECTOR 0
+#endif
+
 namespace alignjax {
 namespace {
 
@@ -50,6 +57,33 @@ struct Vector {
   }
 };
 
+// What a state may reach.
+template <class T>
+struct Limits;
+template <>
+struct Limits<float> {
+  static constexpr double largest = 1.8446743523953730e19;  // risk: sqrt of the largest float
+  static constexpr double norm = 1e18;                      // its square is finite
+  static constexpr double finite = 3.4028234663852886e38;
+};
+template <>
+struct Limits<double> {
+  static constexpr double largest = 1.3407807929942596e154;
+  static constexpr double norm = 1e150;
+  static constexpr double finite = 1.7976931348623157e308;
+};
+
+// Entries `I` of two vectors side by side.
+template <int... I, class V>
+ALIGNJAX_INLINE V shuffle(V a, V b) {
+#if ALIGNJAX_HAS_SHUFFLEVECTOR
+  return __builtin_shufflevector(a, b, I...);
+#else
+  using Indices = decltype(a < b);
+  return __builtin_shuffle(a, b, Indices{I...});
+#endif
+}
+
 // A width that is known to the compiler, beside `long` for one that is not.
 template <long N>
 struct Constant {
@@ -59,11 +93,13 @@ struct Constant {
 template <long K>
 struct Square {
   static constexpr bool square = true;
+  static constexpr long width = K;
   ALIGNJAX_INLINE Constant<K> operator()(int) const { return {}; }
 };
 
 struct Ragged {
   static constexpr bool square = false;
+  static constexpr long width = 0;
   const std::int64_t* widths;
   ALIGNJAX_INLINE long operator()(int i) const { return widths[i]; }
 };

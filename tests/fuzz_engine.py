@@ -1,10 +1,16 @@
-"""Shapes at random through the compiled kernels, under the address sanitizer.
+"""Cases at random through the compiled kernels, under sanitizers.
 
-    python -m tests.fuzz_engine [--cases 2000]
+    python -m tests.fuzz_engine [--cases 2000] [--seed 0] [--keep sanitized.so]
 
-compiles the kernels with ``-fsanitize=address``, starts itself again with the sanitizer's library,
-and compares each case, on each instruction set of this machine, with a loop in NumPy. Not a test
-of its own: it takes minutes.
+compiles the kernels with ``-fsanitize=address,undefined``, starts itself again with the address
+sanitizer's library, and compares cases that hypothesis draws with a loop in NumPy, some of them
+with XLA too. Not a test of its own: it takes the better part of an hour. Where a sanitizer stops
+it, the case at hand is told.
+
+    python -m tests.fuzz_engine --threads
+
+looks for data races instead: ``threads.cc`` runs the kernels on many threads without Python,
+whose own threads the thread sanitizer cannot follow.
 """
 
 import argparse
@@ -15,18 +21,12 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FLAGS = ("-fsanitize=address", "-O1", "-g1")
+CHECKS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1", "-g1")
+VARIABLE = "ALIGNJAX_SANITIZED"
+WITH_XLA = 40  # one case of so many: it takes XLA a second to compile one
 
 
-def compile_sanitized(library: Path) -> None:
-    """The kernels with checks of every access to memory."""
-    sys.path.insert(0, str(ROOT))
-    from hatch_build import compile_library
-
-    compile_library(ROOT / "csrc", library, FLAGS)
-
-
-def start_again(library: Path, cases: int) -> int:
+def start_again(library: Path, last: Path) -> int:
     """This program in a process that has the sanitizer from the beginning."""
     from hatch_build import find_compiler
 
@@ -39,56 +39,107 @@ def start_again(library: Path, cases: int) -> int:
         # The C++ library too: the sanitizer looks for its exceptions when it starts.
         "LD_PRELOAD": f"{path('libasan.so')} {path('libstdc++.so')}",
         "ASAN_OPTIONS": "detect_leaks=0",  # Python and JAX keep what they have to the end
-        "ALIGNJAX_SANITIZED": str(library),
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        VARIABLE: f"{library}{os.pathsep}{last}",
     }
-    command = [sys.executable, "-m", "tests.fuzz_engine", "--cases", str(cases)]
-    return subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
+    command = [sys.executable, "-m", "tests.fuzz_engine", *sys.argv[1:]]
+    status = subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
+    if status and last.exists():
+        print(f"exit status {status}; the last case was {last.read_text()}", file=sys.stderr)
+    return status
 
 
-def fuzz(library: Path, count: int) -> None:
-    """``count`` cases; the first that is wrong ends it."""
+def hunt_races(folder: Path) -> int:
+    """The kernels of the baseline, and a program that calls them, under the thread sanitizer."""
+    import jaxlib
+
+    from hatch_build import FLAGS, OTHERS, X86, find_compiler, run, targets
+
+    sets = X86 if {"x86_64", "amd64"} & set(targets()) else OTHERS
+    name, (size, tile, rows, _) = list(sets.items())[-1]
+    defined = {"ISA": name, "BYTES": size, "TILE": tile, "ROWS": rows, "SOURCES": '""'}
+    sources = [*sorted((ROOT / "csrc").glob("*.cc")), ROOT / "tests" / "threads.cc"]
+    command = [
+        *find_compiler(),
+        *FLAGS,
+        *("-fsanitize=thread", "-O1", "-g1"),
+        *(f"-DALIGNJAX_{key}={value}" for key, value in defined.items()),
+        *("-I", str(ROOT / "csrc"), "-isystem", str(Path(jaxlib.__file__).parent / "include")),
+    ]
+    objects = [str(folder / f"{source.stem}.o") for source in sources]
+    for source, out in zip(sources, objects, strict=True):
+        run([*command, "-c", str(source), "-o", out])
+    run([*command, *objects, "-o", str(folder / "threads")])
+    return subprocess.run([str(folder / "threads")], check=False).returncode
+
+
+def fuzz(library: Path, last: Path, count: int, seed: int) -> None:
+    """``count`` cases; the first that is wrong ends it, after a search for a simpler one."""
+    import hypothesis
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    import numpy as np
 
     from alignjax.engines import library as kernels
-    from tests.chains import difference
+    from tests import chains
 
     kernels.FILE = library
     assert kernels.reason_for_absence() is None, kernels.reason_for_absence()
-    sets = kernels.instruction_sets()
-    rng = np.random.default_rng(0)
-    worst = {np.float64: 0.0, np.float32: 0.0}
-    for index in range(count):
-        kernels.select(sets[index % len(sets)])
-        widths = tuple(int(k) for k in rng.integers(1, 40, rng.integers(2, 8)))
-        if rng.random() < 0.3:  # square ones have code of their own
-            widths = (int(rng.choice([2, 3, 4, 8, 9, 16])),) * len(widths)
-        dtype = np.float64 if rng.random() < 0.5 else np.float32
-        sizes = (int(rng.integers(1, 60)), int(rng.integers(1, 40)), int(rng.integers(0, 70)))
-        case = (widths, *sizes, index, bool(rng.random() < 0.4), dtype)
-        found = difference(case)
-        assert found < (1e-10 if dtype == np.float64 else 2e-3), (found, case)
-        worst[dtype] = max(worst[dtype], found)
-        if index % 100 == 99:
+    print(f"instruction sets: {', '.join(kernels.instruction_sets())}", flush=True)
+    worst = dict.fromkeys(chains.TOLERANCE, 0.0)
+    seen = {"cases": 0, "diverging": 0, "by XLA too": 0}
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(chains.cases())
+    def holds(case: chains.Case) -> None:
+        last.write_text(repr(case))
+        moved, taken = chains.by_kernels(case)
+        found = chains.difference(case, (moved, taken))
+        assert found < chains.TOLERANCE[case.dtype], found
+        worst[case.dtype] = max(worst[case.dtype], float(found))
+        seen["cases"] += 1
+        seen["diverging"] += bool((taken.sum(1) < sum(case.segments)).any())
+        if seen["cases"] % WITH_XLA == 0:
+            # The reference passes the same test, freezing at the same steps.
+            assert chains.difference(case, chains.by_xla(case)) < chains.TOLERANCE[case.dtype]
+            seen["by XLA too"] += 1
+        if seen["cases"] % 100 == 0:
             jax.clear_caches()
-            print(f"{index + 1} cases; worst relative difference {worst}", flush=True)
+            print(f"{seen}; worst relative difference {worst}", flush=True)
+
+    holds()
+    print(f"done: {seen}; worst relative difference {worst}")
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", type=int, default=2000)
-    cases = parser.parse_args().cases
-    sanitized = os.environ.get("ALIGNJAX_SANITIZED")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", action="store_true", help="look for data races instead")
+    parser.add_argument("--keep", type=Path, help="the compiled library: taken if there, kept")
+    given = parser.parse_args()
+    sanitized = os.environ.get(VARIABLE)
     if sanitized:
-        fuzz(Path(sanitized), cases)
+        library, last = map(Path, sanitized.split(os.pathsep))
+        fuzz(library, last, given.cases, given.seed)
         return 0
+    sys.path.insert(0, str(ROOT))
+    from hatch_build import compile_library
+
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "sanitized.so"
-        compile_sanitized(library)
-        return start_again(library, cases)
+        if given.threads:
+            return hunt_races(Path(folder))
+        library = (given.keep or Path(folder) / "sanitized.so").resolve()
+        if not library.exists():
+            compile_library(ROOT / "csrc", library, CHECKS)
+        return start_again(library, Path(folder) / "case.txt")
 
 
 if __name__ == "__main__":

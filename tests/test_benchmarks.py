@@ -48,7 +48,7 @@ def test_moments_peer_on_samples_gives_the_same_weights():
 
 
 def test_full_matrices_give_the_same_weights_as_the_reduction():
-    rows = reduced.run(repeats=1, width=4, runs=3, steps=10, full_steps=5)
+    rows = reduced.run(repeats=1, width=4, runs=3, steps=10, full_steps=5, recursions=())
     assert differences(rows)[reduced.FULL] < 1e-5
     assert "scaled linearly" in rows[1].note
 

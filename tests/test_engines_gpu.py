@@ -11,10 +11,13 @@ import pytest
 
 import alignjax as aj
 from alignjax.engines import gpu, xla
-from alignjax.engines.gpu import launch
 from alignjax.engines.gpu.plan import make_plan
 from benchmarks import gpu as benchmark
 from tests.jaxprs import inner_jaxprs
+
+# Versions of JAX without this lowering have no such engine.
+pytest.importorskip("jax.experimental.pallas.triton", exc_type=ImportError)
+launch = pytest.importorskip("alignjax.engines.gpu.launch")
 
 SMALL = (2, 2)
 # One or both halves of the chain around its narrowest width, as lanes and as padded tiles.
@@ -70,7 +73,7 @@ def cases(widths, dtype=np.float64):
     )
 
 
-@pytest.mark.parametrize("widths", LANES + TILES)
+@pytest.mark.parametrize("widths", [*LANES, TILES[1]])
 def test_float64_is_the_reference_and_a_network_that_diverges_harms_no_neighbour(widths):
     core, start, rates = cases(widths)
     start = (start[0].at[3, 0, 0].set(np.inf), *start[1:])  # never good
@@ -86,7 +89,7 @@ def test_float64_is_the_reference_and_a_network_that_diverges_harms_no_neighbour
         assert all((g[i] == w[i]).all() for g, w in zip(got, start, strict=True))
 
 
-@pytest.mark.parametrize("widths", [LANES[0], TILES[0]])
+@pytest.mark.parametrize("widths", [LANES[0], TILES[1]])
 def test_a_network_does_not_depend_on_its_neighbours(widths):
     core, start, rates = cases(widths)
     got, _ = EMULATED(core, start, rates.at[1].set(30.0), 40)
@@ -94,9 +97,8 @@ def test_a_network_does_not_depend_on_its_neighbours(widths):
     assert all((a == g[2]).all() for a, g in zip(alone, got, strict=True))
 
 
-@pytest.mark.parametrize("widths", [LANES[0], TILES[0]])
-def test_float32_is_as_near_to_float64_as_the_reference(widths):
-    narrow = cases(widths, np.float32)
+def test_float32_is_as_near_to_float64_as_the_reference():
+    narrow = cases(TILES[0], np.float32)
     got, _ = EMULATED(*narrow, 20)
     plain, _ = REFERENCE(*narrow, 20)
     wanted, _ = REFERENCE(*jax.tree.map(lambda a: a.astype(np.float64), narrow), 20)

@@ -33,13 +33,17 @@ MAY_IMPORT = {
     "initializers": BELOW_PROBLEMS | {"problems", "bases"},
     "metrics": {"linalg", "problems"},
     "engines": BELOW_ENGINES,
-    # The loop that counts and freezes knows nothing of networks: the oracle may stand on it.
+    # The loop that counts and freezes and the kernel of the recursion know nothing of networks: the
+    # oracle may stand on them.
     "engines.loop": set(),
+    "engines.library": set(),
+    "engines.recursion": {"linalg", "engines.library"},
     "descent": BELOW_ENGINES | {"engines", "engines.loop", "trajectory"},
     "adaptive": BELOW_PROBLEMS | {"problems", "engines.loop", "trajectory"},
     "flow": BELOW_PROBLEMS | {"problems", "trajectory"},
     # The independent oracle: never descent, flow or an engine's gradients.
-    "reduced": BELOW_PROBLEMS | {"problems", "bases", "trajectory", "engines.loop"},
+    "reduced": BELOW_PROBLEMS
+    | {"problems", "bases", "trajectory", "engines.loop", "engines.recursion"},
     "closed_forms": BELOW_PROBLEMS | {"problems", "bases"},
     "theory": BELOW_ENGINES | {"bases", "metrics", "reduced", "closed_forms"},
     "sweeps": set(),

@@ -6,6 +6,8 @@ everything, everywhere. ``"cpu"`` and ``"gpu"`` run all steps of a segment in on
 squares by moments; their derivatives are those of the reference. ``"auto"`` is ``"cpu"`` where a
 program is compiled for a CPU, the problem is one of those and no layer is wider than 256, and
 ``"xla"`` elsewhere: ``"gpu"`` is taken by name only, for its speed was never measured.
+
+The recursion in singular values has a kernel of its own, in :mod:`alignjax.engines.recursion`.
 """
 
 from __future__ import annotations

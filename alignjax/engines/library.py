@@ -10,13 +10,21 @@ from pathlib import Path
 
 import jax
 
-__all__ = ["FILE", "TARGET", "instruction_sets", "reason_for_absence", "select", "selected"]
+__all__ = [
+    "FILE",
+    "RECURSION",
+    "TARGET",
+    "instruction_sets",
+    "reason_for_absence",
+    "select",
+    "selected",
+]
 
 FILE = Path(__file__).with_name("_cpu_kernels.so")
 """Where the package's build puts them."""
 
-TARGET = "alignjax_advance"
-"""The name under which XLA knows them."""
+TARGET, RECURSION = "alignjax_advance", "alignjax_recursion"
+"""The names under which XLA knows the kernels for networks, and the one for singular values."""
 
 _VARIABLE = "ALIGNJAX_CPU_ISA"
 
@@ -77,14 +85,14 @@ def _open() -> _Loaded:
     if not FILE.exists():
         return _Loaded(
             None,
-            "the package was installed without its compiled kernels: they need GCC 12 or Clang, "
-            "or a newer one of them, when it is installed",
+            "the package was installed without its compiled kernels: they need a C++ compiler, "
+            "GCC or Clang, when it is installed",
         )
     try:
         library = ctypes.CDLL(str(FILE))
-        jax.ffi.register_ffi_target(
-            TARGET, jax.ffi.pycapsule(library.alignjax_advance), platform="cpu"
-        )
+        for target in (TARGET, RECURSION):
+            capsule = jax.ffi.pycapsule(getattr(library, target))
+            jax.ffi.register_ffi_target(target, capsule, platform="cpu")
     except Exception as error:  # whatever this platform or this jaxlib objects to
         return _Loaded(None, f"its compiled kernels cannot be loaded: {error}")
     library.alignjax_instruction_set.restype = ctypes.c_char_p

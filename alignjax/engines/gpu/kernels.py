@@ -97,17 +97,18 @@ def _rounds(
         largest: the largest risk of a good state.
     """
 
-    def advance(i: Array, carry: Any) -> Any:
+    def advance(before: Array, carry: Any) -> Any:
         weights, alive, taken, limit = carry
-        weights, risk = step(weights, i < limit)
+        weights, risk = step(weights, before < limit - 1)
         alive = alive * (jnp.abs(risk) <= largest).astype(jnp.int32)
-        return weights, alive, taken + alive * (i > 0).astype(jnp.int32), limit
+        return weights, alive, taken + alive * (before >= 0).astype(jnp.int32), limit
 
     def one_round(carry: Any) -> Any:
         _, limit, _ = carry
         start = (read(), jnp.ones_like(limit), jnp.zeros_like(limit), limit)
-        # The state after the last step is looked at too.
-        weights, _, taken, _ = lax.fori_loop(0, jnp.max(limit) + 1, advance, start)
+        # The state after the last step is looked at too. It counts from -1, the steps before the
+        # first state less one, for one more than the largest `limit` is no int32.
+        weights, _, taken, _ = lax.fori_loop(-1, jnp.max(limit), advance, start)
         return jnp.min(taken - limit) < 0, jnp.minimum(taken, limit), weights
 
     nothing = jax.tree.map(jnp.zeros_like, read())
