@@ -675,6 +675,31 @@ def test_a_failing_write_stops_the_sweep_with_its_own_error(monkeypatch):
     assert len(written) < 10
 
 
+def test_after_an_error_nothing_more_is_begun(monkeypatch):
+    monkeypatch.setattr(plan, "usable_cores", lambda: 1)
+    begun = []
+
+    def fail(x):
+        begun.append(float(x))
+        raise RuntimeError("this run fails")
+
+    def run(x):
+        return {"y": jax.pure_callback(fail, x, x, vmap_method="sequential")}
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="this run fails") as caught:
+        sweep(run, {"x": np.arange(20.0)}, chunk=1)
+    assert caught.value.__notes__ == ["in the sweep's runs x[0:1]"]
+    assert begun == [0.0]
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_the_precision_is_that_of_the_thread_that_asks(x64):
+    with jax.enable_x64(x64):
+        data = sweep(square, {"x": [1.0, 2.0]}, chunk=1)
+    assert data.y.dtype == (np.float64 if x64 else np.float32)
+    assert data.attrs["x64"] == str(x64)
+
+
 # With a store
 
 

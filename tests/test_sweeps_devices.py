@@ -29,13 +29,32 @@ PROGRAM = """
     import numpy as np
     import alignjax as aj
 
+    failing = os.environ.get("FAILING_PROCESS") == str(index)
+    image = np.random.default_rng(1).standard_normal((1, 1, 40, 40), np.float32)
+
+    def energy(kernel):
+        filtered = jax.lax.conv_general_dilated(image, kernel, (1, 1), "SAME")
+        return jnp.mean(filtered**2)
+
+    def checked(rate):
+        if failing:
+            raise RuntimeError("this process fails")
+        return np.float32(rate)
+
     problem = aj.factorization(np.random.default_rng(0).standard_normal((4, 4), np.float32))
 
     def run(rate, scale, seed, depth, key):
         key = jax.random.fold_in(key, seed)
         start = aj.initializers.gaussian(key, (4,) * (depth + 1), scale)
         trained = aj.gradient_descent(problem, start, rate, steps=60, save_at=(0, 30, 60))
+        if "FAILING_PROCESS" in os.environ:
+            rate = jax.pure_callback(
+                checked, jax.ShapeDtypeStruct((), jnp.float32), rate, vmap_method="sequential"
+            )
         return {
+            "rate_seen": rate,
+            # XLA shares sums like these among threads, and rounds by how many there are.
+            "slope": jax.grad(energy)(rate * jnp.ones((1, 1, 3, 3), jnp.float32)),
             "risk": trained.observations["risk"],
             "end": aj.end_to_end(trained.weights),
             "status": trained.status,
@@ -58,12 +77,17 @@ PROGRAM = """
 """
 
 
-def start(*, devices=1, index=0, count=1, port=0, **options):
+def start(*, devices=1, index=0, count=1, port=0, environment=None, **options):
     """One process of a sweep, on some simulated devices."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
-    }
+    environment = (
+        os.environ
+        | (environment or {})
+        | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "NPROC": "4",
+            "PYTHONPATH": str(ROOT),
+        }
+    )
     program = [sys.executable, "-W", "error", "-c", textwrap.dedent(PROGRAM)]
     return subprocess.Popen(
         [*program, str(index), str(count), str(port), json.dumps(options)],
@@ -124,6 +148,17 @@ def test_a_store_refused_by_the_first_process_is_refused_by_all(alone, tmp_path)
     assert all(process.returncode != 0 for process in processes)
     assert "StoreMismatchError" in errors[0]
     assert finish(start(chunk=8, store=store))["hashes"] == alone["hashes"]
+
+
+@pytest.mark.slow
+def test_all_processes_are_told_of_one_that_fails(alone, tmp_path):
+    store = str(tmp_path / "results.zarr")
+    processes = several(2, chunk=8, store=store, environment={"FAILING_PROCESS": "1"})
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert all(process.returncode != 0 for process in processes)
+    assert "this process fails" in errors[1]
+    assert "in the sweep's runs depth[0:1], rate[" in errors[1]
+    assert "process 1 of 2 failed, and says why; finished blocks are kept" in errors[0]
 
 
 @pytest.mark.slow

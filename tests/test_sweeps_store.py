@@ -18,10 +18,11 @@ import pytest
 
 import alignjax
 from alignjax.sweeps import store as store_module
+from alignjax.sweeps.folder import Folder
 from alignjax.sweeps.spec import Output
 from alignjax.sweeps.store import StoreWriteError, open_store
 from alignjax.sweeps.store_manifest import StoreMismatchError
-from tests.small_store import SPEC, arrays_of, fill, with_output
+from tests.small_store import SPEC, arrays_of, fill, with_fingerprint, with_output
 from tests.soak_store import contents
 from tests.sweep_to_kill import make_run
 
@@ -247,73 +248,138 @@ def test_leftovers_of_a_killed_writer_go_when_their_block_is_written(whole, half
 # --- disks that are full, folders that are closed ---
 
 
-@pytest.mark.parametrize("failing", ["complete", "record", "risk"])
+def fail(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def at(monkeypatch, file, instead):
+    """Replace what a store does to write one file."""
+    real = Folder.write
+
+    def write(folder, name, content, *, flushed):
+        if name == file:
+            return instead(folder, name, content, flushed=flushed)
+        return real(folder, name, content, flushed=flushed)
+
+    monkeypatch.setattr(Folder, "write", write)
+
+
+def file_of(store, moment, block=(0, 1)):
+    return store._record(block) if moment == "record" else store._chunk(moment, block)
+
+
+MOMENTS = ["risk", "status", "complete", "record"]
+
+
+@pytest.mark.parametrize("failing", MOMENTS)
 def test_a_failing_writer_tells_the_path_and_spares_finished_blocks(
     half, whole, monkeypatch, failing
 ):
-    store, full = open_store(half, SPEC), OSError(errno.ENOSPC, "No space left on device")
-    before = contents(half)
-
-    def fail(*_):
-        raise full
-
+    store, before = open_store(half, SPEC), contents(half)
+    told = r"No space left.*block \(0, 1\).*finished blocks are intact.*half"
     with monkeypatch.context() as patch:
-        path = store._record((0, 1)) if failing == "record" else store._chunk(failing, (0, 1))
-        real = store_module._write_atomically
-        patch.setattr(
-            store_module,
-            "_write_atomically",
-            lambda p, *given, **options: fail() if p == path else real(p, *given, **options),
-        )
-        with pytest.raises(
-            StoreWriteError, match=r"No space left.*finished blocks are intact.*half"
-        ) as got:
+        at(patch, file_of(store, failing), fail)
+        with pytest.raises(StoreWriteError, match=told) as got:
             store.write((0, 1), arrays_of((0, 1)))
     assert got.value.errno == errno.ENOSPC
-    assert contents(half) == before
+    after = contents(half)
+    assert before.items() <= after.items()
+    assert not [name for name in after if name.endswith(".partial")]
+    assert (0, 1) in open_store(half, SPEC).missing()
     fill(open_store(half, SPEC))
     assert contents(half) == contents(whole)
 
 
-@pytest.mark.parametrize("moment", ["before", "risk", "complete", "record"])
-def test_two_that_write_one_block_both_succeed(half, whole, monkeypatch, moment):
-    """The other takes this one's file for a leftover, and finishes the block, at any moment."""
-    store, real = open_store(half, SPEC), store_module._write_atomically
-    path = store._record((0, 1)) if moment == "record" else store._chunk("risk", (0, 1))
-    path = store._chunk("complete", (0, 1)) if moment == "complete" else path
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_failing_writer_spares_a_block_that_another_finished(half, monkeypatch, moment):
+    store = open_store(half, SPEC)
 
-    def cross(target, *given, **options):
-        if target != path:
-            return real(target, *given, **options)
-        monkeypatch.setattr(store_module, "_write_atomically", real)
-        mine = target.with_name(f"{target.name}.abcd.partial")
-        mine.write_bytes(b"")
-        other = open_store(half, SPEC)
-        other.missing()
-        other.write((0, 1), arrays_of((0, 1)))
-        os.replace(mine, target)
-
-    if moment == "before":
+    def finished_by_another(*given, **options):
+        monkeypatch.undo()
         open_store(half, SPEC).write((0, 1), arrays_of((0, 1)))
-    else:
-        monkeypatch.setattr(store_module, "_write_atomically", cross)
+        fail()
+
+    at(monkeypatch, file_of(store, moment), finished_by_another)
+    with pytest.raises(StoreWriteError, match="No space left"):
+        store.write((0, 1), arrays_of((0, 1)))
+    assert open_store(half, SPEC).has((0, 1))
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_of_two_that_write_one_block_neither_takes_from_the_other(half, whole, monkeypatch, moment):
+    """One takes the other's file for a leftover, and finishes the block, at any moment."""
+    store, other, real = open_store(half, SPEC), open_store(half, SPEC), Folder.write
+
+    def whole_all_along(folder, name, content, *, flushed):
+        real(folder, name, content, flushed=flushed)
+        assert other.has((0, 1))
+
+    def cross(folder, name, content, *, flushed):
+        (half / f"{name}.abcd.partial").write_bytes(b"")
+        assert (0, 1) in other.missing()
+        monkeypatch.setattr(Folder, "write", real)
+        other.write((0, 1), arrays_of((0, 1)))
+        monkeypatch.setattr(Folder, "write", whole_all_along)
+        os.replace(half / f"{name}.abcd.partial", half / name)
+
+    at(monkeypatch, file_of(store, moment), cross)
     store.write((0, 1), arrays_of((0, 1)))
     assert not list(half.rglob("*.partial"))
+    monkeypatch.setattr(Folder, "write", real)
     fill(open_store(half, SPEC))
     assert contents(half) == contents(whole)
 
 
-@pytest.mark.parametrize("removed", [True, False])
-def test_a_store_that_another_replaced_or_removed_is_left_alone(half, removed):
+@pytest.mark.parametrize("instead", ["removed", "another sweep", "the same sweep", "made again"])
+@pytest.mark.parametrize("moment", ["before", *MOMENTS])
+def test_a_store_that_another_replaced_or_removed_is_left_alone(half, monkeypatch, instead, moment):
     store = open_store(half, SPEC)
-    if removed:
-        shutil.rmtree(half)
+    now = {}
+
+    def replace():
+        if instead in ("removed", "made again"):
+            shutil.rmtree(half)
+        if instead != "removed":
+            spec = with_output(dtype="float32") if instead == "another sweep" else SPEC
+            fill(open_store(half, spec, overwrite=instead != "made again"), spec)
+        now.update(contents(half.parent))
+
+    def replaced_meanwhile(folder, name, content, *, flushed):
+        monkeypatch.undo()
+        replace()
+        Folder.write(folder, name, content, flushed=flushed)
+
+    if moment == "before":
+        replace()
     else:
-        open_store(half, with_output(dtype="float32"), overwrite=True)
-    before = contents(half.parent)
-    with pytest.raises(StoreWriteError, match=r"another process replaced or removed"):
+        at(monkeypatch, file_of(store, moment), replaced_meanwhile)
+    with pytest.raises(StoreWriteError, match=r"another process replaced or removed the store"):
         store.write((0, 1), arrays_of((0, 1)))
-    assert contents(half.parent) == before
+    assert not store.has((0, 1))
+    with pytest.raises(StoreWriteError, match=r"another process replaced or removed the store"):
+        store.dataset()
+    assert contents(half.parent) == now
+
+
+def test_files_that_are_gone_are_told_and_not_read_as_nan(whole):
+    store = open_store(whole, SPEC)
+    (whole / "risk" / "c.0.1.0").unlink()
+    with pytest.raises(StoreWriteError, match=r"risk/c\.0\.1\.0 of a finished block"):
+        store.dataset()
+
+
+def test_a_record_is_of_one_sweep(half, tmp_path):
+    other = with_fingerprint(key=[0, 2])
+    fill(open_store(tmp_path / "other", other), other)
+    shutil.copytree(
+        tmp_path / "other" / "complete" / "records",
+        half / "complete" / "records",
+        dirs_exist_ok=True,
+    )
+    for name in ("risk", "status", "complete"):
+        for file in (tmp_path / "other" / name).glob("c.*"):
+            shutil.copy(file, half / name)
+    assert open_store(half, SPEC).missing() == list(SPEC.blocks())
 
 
 def test_a_store_that_cannot_be_created_tells_where(tmp_path, monkeypatch):
@@ -327,15 +393,26 @@ def test_a_store_that_cannot_be_created_tells_where(tmp_path, monkeypatch):
 
 
 def test_a_disk_full_at_creation_leaves_nothing_and_an_old_store_alone(half, monkeypatch):
-    def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     before = contents(half.parent)
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "_flush", fail)
         for path, overwrite in ((half.parent / "new", False), (half, True)):
             with pytest.raises(StoreWriteError, match="No space left"):
                 open_store(path, SPEC, overwrite=overwrite)
+    assert contents(half.parent) == before
+
+
+def test_a_replacement_that_cannot_be_renamed_puts_the_old_store_back(half, monkeypatch):
+    before, real = contents(half.parent), os.rename
+
+    def rename(source, target):
+        if ".creating-" in str(source):
+            fail()
+        real(source, target)
+
+    monkeypatch.setattr(store_module.os, "rename", rename)
+    with pytest.raises(StoreWriteError, match="No space left"):
+        open_store(half, SPEC, overwrite=True)
     assert contents(half.parent) == before
 
 

@@ -183,7 +183,7 @@ def _show_plan(plan: Forecast, store: Path, *, as_json: bool) -> None:
             "blocks": f"{plan.blocks_left:,} of at most {plan.chunk:,} runs, on {plan.devices} "
             f"device{'s' * (plan.devices > 1)}",
             "memory": f"{memory} a device while computing",
-            "results": f"{size(plan.bytes_of_results)} before compression",
+            "results": f"{size(plan.bytes_of_results)}",
             "time": f"about {duration(plan.seconds)} of computing, from timing one block of each "
             f"program",
             "store": str(store),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -64,9 +65,12 @@ def sweep(
     The grid is the product of all axes. Runs are numbered with the last axis fastest, static axes
     first, and computed in rectangular blocks of at most ``chunk`` runs by ``vmap``, each block
     whole on one device. No device count, process count or resuming changes a bit of the results;
-    another chunk size changes rounding at most. (On GPUs, XLA chooses kernels by timing them; set
-    ``XLA_FLAGS=--xla_gpu_deterministic_ops=true`` where the last bit matters.) A run that diverges
-    is data like any other: nothing of it reaches its neighbours.
+    another chunk size changes rounding at most. (Where the last bit matters: on CPUs, XLA cuts
+    some sums and convolutions into as many parts as it has threads, so let the environment variable
+    ``NPROC`` have one value, not below the number of devices, on all machines and in all processes.
+    On GPUs it chooses kernels by timing them; set
+    ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``.) A run that diverges is data like any other:
+    nothing of it reaches its neighbours.
 
     Where `jax.distributed` connects several processes, all of them call this with the same
     arguments and a ``store`` that all of them reach. Each computes its own blocks on its own
@@ -121,9 +125,8 @@ def sweep(
     reused = None if overwrite else store
     ready = prepare(run, axes, static, key, dims, units, chunk, devices, reused)
     target = _open(store, ready.spec, resume=resume, overwrite=overwrite)
-    _execute(ready, target, shown=progress)
-    if jax.process_count() > 1:
-        _wait_for_all("finished")
+    with _waiting_for_all():
+        _execute(ready, target, shown=progress)
     return target.dataset()
 
 
@@ -315,10 +318,30 @@ def _from_first(value: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
-def _wait_for_all(where: str) -> None:
+@contextlib.contextmanager
+def _waiting_for_all() -> Iterator[None]:
+    """Leave together with all processes, or tell which failed; what is inside has no collectives.
+
+    Raises:
+        RuntimeError: another process failed.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
     from jax.experimental import multihost_utils
 
-    multihost_utils.sync_global_devices(f"sweep {where}")
+    try:
+        yield
+    except Exception:
+        multihost_utils.process_allgather(np.array(False))
+        raise
+    done = multihost_utils.process_allgather(np.array(True))
+    failed = np.flatnonzero(~done).tolist()
+    if failed:
+        raise RuntimeError(
+            f"sweep: process {', '.join(map(str, failed))} of {len(done)} failed, and says why; "
+            "finished blocks are kept: the same sweep started again continues from there"
+        )
 
 
 def _execute(ready: Prepared, target: Target, *, shown: bool) -> None:
@@ -341,21 +364,36 @@ def _execute(ready: Prepared, target: Target, *, shown: bool) -> None:
     devices, platform = mesh.devices.size, mesh.devices.flat[0].platform
     total, left = _runs(spec, mine), _runs(spec, todo)
     pending: deque[Future[None]] = deque()
+    stopped = threading.Event()
+    x64 = bool(jax.config.read("jax_enable_x64"))  # may be this thread's alone
     with (
         progress_bar(total, total - left, shown=shown) as finished,
         ThreadPoolExecutor(usable_cores() + ROUNDS_TO_WRITE, "sweep-round") as threads,
     ):
 
+        @contextlib.contextmanager
+        def stopping() -> Iterator[None]:
+            """After an error what is under way is finished, and nothing else is begun."""
+            try:
+                yield
+            except BaseException:
+                stopped.set()
+                raise
+
         def work(
             program: Program, turn: threading.Semaphore, blocks: Sequence[Block], inputs: Any
         ) -> None:
             with turn:
-                outputs = program(ready.key, *inputs)
-                if platform == "cpu":  # accelerators need the next round before this one is done
-                    jax.block_until_ready(outputs)
-            for block, arrays in zip(blocks, _on_host(spec, blocks, outputs), strict=True):
-                target.write(block, arrays)
-                finished(_runs(spec, [block]))
+                if stopped.is_set():
+                    return
+                with stopping(), _telling(spec, blocks), _in_precision(x64):
+                    outputs = program(ready.key, *inputs)
+                    if platform == "cpu":  # accelerators need the next round before it is done
+                        jax.block_until_ready(outputs)
+            with stopping():
+                for block, arrays in zip(blocks, _on_host(spec, blocks, outputs), strict=True):
+                    target.write(block, arrays)
+                    finished(_runs(spec, [block]))
 
         def wanted(blocks: Sequence[Block]) -> Iterator[Block]:
             for block in blocks:
@@ -365,7 +403,7 @@ def _execute(ready: Prepared, target: Target, *, shown: bool) -> None:
                 else:
                     yield block
 
-        try:
+        with stopping():
             for i, combination in enumerate(grid.combinations()):
                 own = [block for block in todo if block[: len(grid.static)] == combination]
                 if not own:
@@ -380,10 +418,28 @@ def _execute(ready: Prepared, target: Target, *, shown: bool) -> None:
                         pending.popleft().result()
             while pending:
                 pending.popleft().result()
-        finally:
-            # After an error nothing is begun any more; what is under way is finished.
-            for future in pending:
-                future.cancel()
+
+
+@contextlib.contextmanager
+def _telling(spec: Spec, blocks: Sequence[Block]) -> Iterator[None]:
+    """Add to an error which runs it is about."""
+    try:
+        yield
+    except Exception as error:
+        for block in blocks:
+            places = zip(spec.dims, spec.region(block), strict=True)
+            runs = ", ".join(f"{name}[{part.start}:{part.stop}]" for name, part in places)
+            error.add_note(f"in the sweep's runs {runs}")
+        raise
+
+
+def _in_precision(x64: bool) -> Any:
+    """Whether 64-bit numbers exist, in this thread alone."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(x64)
+    from jax import experimental
+
+    return experimental.enable_x64(x64)  # type: ignore[attr-defined]  # JAX before 0.8
 
 
 def _runs(spec: Spec, blocks: Sequence[Block]) -> int:

@@ -11,21 +11,23 @@ The folder is a Zarr group (format 3) that ``xarray.open_zarr(path)`` opens by i
 - ``complete/manifest.json`` says whose results these are;
 - ``complete/records/`` has a file for each finished block with the checksums of its files.
 
-A block's files are written and flushed to disk, then its part of ``complete`` and its record are
-written, each by renaming, which is atomic. Whatever moment a process or a machine dies at, a block
-without a record that matches its files is done again. Processes that do not know of each other may
-run one sweep into one store: what either has finished the other skips, and of a block that both
-compute, both write the same bytes. A store appears under its name by a rename, too: several
-processes may create it at once, and one wins. A process killed before that leaves a folder
+A block's files are written and flushed to disk, then its part of ``complete``, then its record,
+each by renaming, which is atomic, and nothing of a block is ever removed. Whatever moment a process
+or a machine dies at, a block without a record that matches its files and the manifest is done
+again. Processes that do not know of each other may run one sweep into one store: what either has
+finished the other skips, and of a block that both compute, both write the same bytes. Where another
+store is put in its place, a process that still writes the old one cannot reach the new one, and
+says so. A store appears under its name by a rename, too: several processes may create it at once,
+and one wins. A process killed before that leaves a folder
 ``.NAME.creating-...`` beside it, which can be deleted; one killed while it overwrites a store may
 leave the old one as ``.NAME.replaced-...``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
+import math
 import os
 import shutil
 import threading
@@ -38,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alignjax.sweeps.folder import PARTIAL, Folder
 from alignjax.sweeps.spec import Output, Spec
 from alignjax.sweeps.store_manifest import (
     COMPLETE,
@@ -125,13 +128,14 @@ class Store:
     def __init__(self, root: Path, spec: Spec) -> None:
         """Open a store that exists."""
         self.path = root
+        self._folder = Folder(root)
         self._spec = spec
+        self._sweep = _checksum(dump(manifest(spec)).encode())
         # An output without elements has no files. `complete` comes last: who reads True there
         # finds the outputs in place.
         filled = {name: output for name, output in spec.outputs.items() if 0 not in output.shape}
         self._arrays = filled | {COMPLETE: Output((), (), "bool")}
-        self._leftovers: dict[Path, list[Path]] = {}
-        self._identity = self._manifest_file()
+        self._leftovers: dict[str, list[str]] = {}
 
     def missing(self) -> list[Block]:
         """Indices of the blocks that are absent, or whose files do not match their record.
@@ -144,9 +148,11 @@ class Store:
         """
         # Looked for once: a listing for each block would be a cost quadratic in their number.
         self._leftovers = {}
-        for partial in self.path.rglob("*.partial"):
-            whole = partial.with_name(partial.name.rsplit(".", 2)[0])
-            self._leftovers.setdefault(whole, []).append(partial)
+        for folder in self._folders():
+            for name in self._folder.names(folder):
+                if name.endswith(PARTIAL):
+                    whole = f"{folder}/{name.rsplit('.', 2)[0]}"
+                    self._leftovers.setdefault(whole, []).append(f"{folder}/{name}")
         blocks = list(self._spec.blocks())
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(self.has, blocks))
@@ -182,33 +188,40 @@ class Store:
             raise self._told(block, error) from error
 
     def _write(self, block: Block, arrays: Mapping[str, np.ndarray]) -> None:
-        if self._manifest_file() != self._identity:
-            raise OSError(errno.ESTALE, "another process replaced or removed the store")
         if self.has(block):  # another process was faster
             return
-        self._withdraw(block)
         checksums = {}
         for name in self._arrays:
-            path = self._chunk(name, block)
-            content = self._content(name, block, arrays)
-            _write_atomically(path, content, flushed=name != COMPLETE)
-            checksums[f"{name}/{path.name}"] = _checksum(content)
+            file, content = self._chunk(name, block), self._content(name, block, arrays)
+            self._clear(file)
+            self._folder.write(file, content, flushed=True)
+            checksums[file] = _checksum(content)
         # What a power cut takes of records costs only that their blocks are done again.
-        text = _record_text(block, checksums).encode()
-        _write_atomically(self._record(block), text, flushed=False)
+        record = self._record(block)
+        self._clear(record)
+        self._folder.write(record, self._record_text(block, checksums).encode(), flushed=False)
+
+    def _clear(self, file: str) -> None:
+        """Remove what killed writers left of a file."""
+        for partial in self._leftovers.pop(file, ()):
+            self._folder.remove(partial)
 
     def _told(self, block: Block, error: OSError) -> StoreWriteError:
-        """The error of a block that could not be written, of which nothing is left."""
-        cause = f"{error.strerror or error}: block {block} of the sweep could not be written."
-        if error.errno == errno.ESTALE:
-            return StoreWriteError(error.errno, f"{cause} The store was", str(self.path))
-        # What is left of the block only takes space; the error at hand is the one to tell.
-        with contextlib.suppress(OSError):
-            self._withdraw(block)
+        """The error of a block that could not be written."""
+        if not self._folder.is_in_place():
+            return self._replaced(f"block {block} of the sweep could not be written")
         return StoreWriteError(
             error.errno,
-            f"{cause} The finished blocks are intact: remove the cause and run the same sweep "
-            "again, it continues from there. The store is",
+            f"{error.strerror or error}: block {block} of the sweep could not be written. The "
+            "finished blocks are intact: remove the cause and run the same sweep again, it "
+            "continues from there. The store is",
+            str(self.path),
+        )
+
+    def _replaced(self, what: str) -> StoreWriteError:
+        return StoreWriteError(
+            errno.ESTALE,
+            f"another process replaced or removed the store: {what}. It was",
             str(self.path),
         )
 
@@ -216,34 +229,65 @@ class Store:
         """All results as xarray opens them, read when used; ``complete`` only if some are missing.
 
         A finished sweep is the same data set with a store and without.
+
+        Raises:
+            StoreWriteError: another store is in its place, or files of finished blocks are gone.
         """
         import xarray
 
+        if not self._folder.is_in_place():
+            raise self._replaced("its results are gone")
+        self._check_files()
+        for folder in self._folders():
+            self._folder.flush(folder)
         data = xarray.open_zarr(str(self.path), chunks=None, consolidated=True)
         for name, (_, values, _) in self._spec.coords.items():
             if values.dtype.kind == "U":  # stored as text of any length
                 data = data.assign_coords({name: data[name].astype(values.dtype)})
-        return data.drop_vars(COMPLETE) if bool(data[COMPLETE].all()) else data
+        finished = bool(data[COMPLETE].all())
+        if not self._folder.is_in_place():  # what was opened may be another's
+            raise self._replaced("its results are gone")
+        return data.drop_vars(COMPLETE) if finished else data
+
+    def _check_files(self) -> None:
+        """Refuse a store whose finished blocks lack files, which would read as fill values."""
+        sizes = {
+            name: math.prod(self._spec.block + output.shape) * np.dtype(output.dtype).itemsize
+            for name, output in self._arrays.items()
+        }
+        records = set(self._folder.names(RECORDS))
+        for block in self._spec.blocks():
+            if self._record(block).rpartition("/")[2] not in records:
+                continue
+            for name, size in sizes.items():
+                if self._folder.size(self._chunk(name, block)) != size:
+                    raise StoreWriteError(
+                        errno.EIO,
+                        f"the file {self._chunk(name, block)} of a finished block was removed or "
+                        "cut: run the same sweep again, it does the block again. The store is",
+                        str(self.path),
+                    )
 
     def has(self, block: Block) -> bool:
         """Whether a block is finished: its record is exactly what its files say now."""
+        checksums = {}
         try:
-            record = self._record(block).read_text(encoding="utf-8")
-            paths = {name: self._chunk(name, block) for name in self._arrays}
-            checksums = {
-                f"{name}/{path.name}": _checksum(path.read_bytes()) for name, path in paths.items()
-            }
-        # Absent files and a record cut in the middle of a letter are what is looked for here.
-        except (FileNotFoundError, UnicodeDecodeError):
+            with self._folder.reading(self._record(block)) as file:
+                record = file.read()
+            for name in self._arrays:
+                chunk = self._chunk(name, block)
+                with self._folder.reading(chunk) as file:
+                    checksums[chunk] = hashlib.file_digest(file, _hash).hexdigest()
+        except FileNotFoundError:
             return False
-        return record == _record_text(block, checksums)
+        return record == self._record_text(block, checksums).encode()
 
-    def _withdraw(self, block: Block) -> None:
-        """Remove what there is of a block, leftovers of killed writers too; its record first."""
-        paths = [self._record(block), *(self._chunk(name, block) for name in self._arrays)]
-        for path in (paths[0], paths[-1], *paths[1:-1]):
-            for file in (path, *self._leftovers.pop(path, ())):
-                file.unlink(missing_ok=True)
+    def _record_text(self, block: Block, checksums: dict[str, str]) -> str:
+        return dump({"block": list(block), "sweep": self._sweep, "checksums": checksums})
+
+    def _folders(self) -> list[str]:
+        """Where files of blocks lie."""
+        return [*self._arrays, RECORDS]
 
     def _check(self, block: Block, arrays: Mapping[str, np.ndarray]) -> None:
         """Refuse arrays that are not the block's outputs."""
@@ -258,30 +302,26 @@ class Store:
                     f"{came.dtype}, expected {expected} and {output.dtype}"
                 )
 
-    def _content(self, name: str, block: Block, arrays: Mapping[str, np.ndarray]) -> bytes:
+    def _content(self, name: str, block: Block, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """A block of one array as Zarr stores it: whole, what lies beyond the end filled up."""
         output = self._arrays[name]
         dtype = np.dtype(output.dtype).newbyteorder("<")
-        cut = tuple(slice(part.stop - part.start) for part in self._spec.region(block))
-        whole = np.full(self._spec.block + output.shape, _fill_value(dtype), dtype)
-        whole[cut] = True if name == COMPLETE else arrays[name]
-        return whole.tobytes()
+        shape = self._spec.block + output.shape
+        if name != COMPLETE and arrays[name].shape == shape:
+            whole = np.ascontiguousarray(arrays[name], dtype)
+        else:
+            cut = tuple(slice(part.stop - part.start) for part in self._spec.region(block))
+            whole = np.full(shape, _fill_value(dtype), dtype)
+            whole[cut] = True if name == COMPLETE else arrays[name]
+        return whole.reshape(-1).view(np.uint8)
 
-    def _chunk(self, name: str, block: Block) -> Path:
+    def _chunk(self, name: str, block: Block) -> str:
         """The file that holds a block of one array, named as the array's metadata says."""
         index = (*block, *(0,) * len(self._arrays[name].shape))
-        return self.path / name / ".".join(["c", *map(str, index)])
+        return f"{name}/" + ".".join(["c", *map(str, index)])
 
-    def _manifest_file(self) -> tuple[int, int] | None:
-        """Which file the manifest is; None where there is none."""
-        try:
-            found = (self.path / MANIFEST).stat()
-        except FileNotFoundError:
-            return None
-        return found.st_dev, found.st_ino
-
-    def _record(self, block: Block) -> Path:
-        return self.path / RECORDS / ("-".join(["block", *map(str, block)]) + ".json")
+    def _record(self, block: Block) -> str:
+        return f"{RECORDS}/" + "-".join(["block", *map(str, block)]) + ".json"
 
 
 def _need_libraries() -> None:
@@ -349,7 +389,7 @@ def _create(root: Path, spec: Spec, given: Manifest) -> bool:
             if read_manifest(root) is None:
                 raise
             return False
-        _flush_folder(root.parent)
+        Folder(root.parent).flush(".")
     except OSError as error:
         raise _creation_error(root, error) from error
     return True
@@ -379,9 +419,16 @@ def _replace(root: Path, spec: Spec, stored: Manifest, given: Manifest) -> None:
     try:
         prepared = _prepare(root, spec, given)
         os.rename(root, old)
-        os.rename(prepared, root)
-        _flush_folder(root.parent)
-        shutil.rmtree(old)
+        try:
+            os.rename(prepared, root)
+        except OSError:
+            os.rename(old, root)
+            shutil.rmtree(prepared, ignore_errors=True)
+            raise
+        Folder(root.parent).flush(".")
+        # A process that still writes there may be faster than one pass.
+        for _ in range(3):
+            shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _creation_error(root, error) from error
 
@@ -395,7 +442,7 @@ def _prepare(root: Path, spec: Spec, given: Manifest) -> Path:
         (prepared / RECORDS).mkdir()
         (prepared / MANIFEST).write_text(dump(given), encoding="utf-8")
         with ThreadPoolExecutor() as pool:
-            list(pool.map(_flush, [path for path in prepared.rglob("*") if path.is_file()]))
+            list(pool.map(_flush, [prepared, *prepared.rglob("*")]))
     except BaseException:
         shutil.rmtree(prepared, ignore_errors=True)
         raise
@@ -460,47 +507,26 @@ def _write_empty(root: Path, spec: Spec) -> None:
         zarr.consolidate_metadata(str(root), zarr_format=3)
 
 
-def _record_text(block: Block, checksums: dict[str, str]) -> str:
-    return dump({"block": list(block), "checksums": checksums})
-
-
 def _fill_value(dtype: np.dtype[Any]) -> Any:
     """What stands where no run is finished."""
     return np.nan if dtype.kind in "fc" else dtype.type(0)
 
 
-def _checksum(content: bytes) -> str:
+def _hash() -> Any:
     """BLAKE2b, 128 bits."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    return hashlib.blake2b(digest_size=16)
 
 
-def _write_atomically(path: Path, content: bytes, *, flushed: bool) -> None:
-    """Write a file that appears whole or not at all; flushed, the disk has it before it appears."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            if flushed:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+def _checksum(content: Any) -> str:
+    digest = _hash()
+    digest.update(content)
+    return str(digest.hexdigest())
 
 
 def _flush(path: Path) -> None:
-    """Bring a file to the disk."""
+    """Bring a file, or the names in a folder, to the disk."""
+    if path.is_dir():
+        Folder(path).flush(".")
+        return
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def _flush_folder(path: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    if os.name == "nt":
-        return  # Windows opens no folders, and keeps its names in a journal
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
