@@ -1,18 +1,41 @@
 """What every test of an experiment at quick scale looks at."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+
+import jax
 
 from experiments import style
 from experiments.context import Context
+from experiments.registry import Experiment
 
 
-def audit(name: str, folder: Path) -> Context:
+@contextmanager
+def quick_compilation() -> Iterator[None]:
+    """At quick scale XLA's optimizations take far longer than the programs that they speed up."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def run(
+    experiment: Experiment, folder: Path, scale: str = "quick", *, optimized: bool = False
+) -> Context:
+    """What an experiment says and where it has written it."""
+    context = Context(experiment.name, scale=scale, folder=folder)
+    with style.paper(), nullcontext() if optimized else quick_compilation():
+        experiment(context)
+    return context
+
+
+def audit(name: str, folder: Path, *, optimized: bool = False) -> Context:
     """Run an experiment at quick scale: no verdict surprises, and everything is written."""
     module = importlib.import_module(f"experiments.{name.replace('/', '.')}")
-    context = Context(name, scale="quick", folder=folder)
-    with style.paper():
-        getattr(module, name.rpartition("/")[2])(context)
+    context = run(getattr(module, name.rpartition("/")[2]), folder, optimized=optimized)
     assert not [claim for claim in context.claims if claim.surprising]
     assert context.figures
     for figure in context.figures:

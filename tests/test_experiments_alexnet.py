@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from alignjax import datasets
-from experiments import style
 from experiments.context import Context
 from experiments.max_margin import _alexnet_checkpoint as checkpoints
 from experiments.max_margin import figure_2 as module
@@ -38,6 +37,7 @@ from experiments.max_margin.figure_2 import (
     figure_2,
     size_for,
 )
+from tests import audits
 
 SETTINGS = Settings("default", seed=3, epochs=3, batch_size=8, learning_rate=0.05)
 
@@ -272,10 +272,7 @@ def test_the_scale_of_the_paper_needs_a_gpu(monkeypatch):
 
 def run(folder, scale="quick"):
     folder.mkdir()
-    with style.paper():
-        context = Context(figure_2.name, scale=scale, folder=folder)
-        figure_2(context)
-    return context
+    return audits.run(figure_2, folder, scale)
 
 
 def verdicts(context):

@@ -10,19 +10,12 @@ pytest.importorskip("matplotlib")
 
 import alignjax as aj
 from alignjax import datasets
-from experiments import style
 from experiments.alignment import _classification
 from experiments.alignment.figure_1a import figure_1a
 from experiments.alignment.figure_1b import figure_1b
 from experiments.alignment.figure_1c import figure_1c
 from experiments.context import Context
-
-
-def run(experiment, folder):
-    with style.paper():
-        context = Context(experiment.name, scale="quick", folder=folder)
-        experiment(context)
-    return context
+from tests.audits import run
 
 
 def verdicts(context):

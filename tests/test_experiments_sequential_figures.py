@@ -12,18 +12,10 @@ pytest.importorskip("matplotlib")
 import alignjax as aj
 from alignjax import datasets
 from benchmarks import staircase
-from experiments import style
-from experiments.context import Context
 from experiments.sequential import _autoencoder, pca
 from experiments.sequential.figure_1 import TARGET, crossing, figure_1, squared_norm
 from experiments.sequential.figure_2 import figure_2
-
-
-def run(experiment, folder):
-    with style.paper():
-        context = Context(experiment.name, scale="quick", folder=folder)
-        experiment(context)
-    return context
+from tests.audits import run
 
 
 def refuted(context):

@@ -16,9 +16,8 @@ import alignjax as aj
 from alignjax import datasets
 from alignjax.structures import Conv2d
 from benchmarks import structures as benchmark
-from experiments import style
 from experiments.alignment import _structured
-from experiments.context import Context
+from tests.audits import run
 
 # experiment: claims refuted, claims that quick scale does not measure
 EXPERIMENTS = {
@@ -33,9 +32,7 @@ EXPERIMENTS = {
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_claims_come_out_as_known_and_everything_is_written(name, tmp_path, mnist_dir):
     module = importlib.import_module(f"experiments.alignment.{name}")
-    context = Context(f"alignment/{name}", scale="quick", folder=tmp_path)
-    with style.paper():
-        getattr(module, name)(context)
+    context = run(getattr(module, name), tmp_path)
     refuted, absent = EXPERIMENTS[name]
     assert not [claim.id for claim in context.claims if claim.surprising]
     assert {c.id for c in context.claims if c.verdict == "refuted"} == refuted

@@ -8,16 +8,13 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from experiments import style
 from experiments.alignment.appendix_l import CLASSES, LOSSES, appendix_l
 from experiments.alignment.theorem_1 import FAMILIES, defect, theorem_1
-from experiments.context import Context
+from tests.audits import run
 
 
 def _run(experiment, folder):
-    context = Context(experiment.name, scale="quick", folder=folder)
-    with style.paper():
-        experiment(context)
+    context = run(experiment, folder)
     name = experiment.name.split("/")[1]
     lines = [x for x in (folder / f"{name}.csv").read_text().splitlines() if x[:1] != "#"]
     assert (folder / f"{name}.png").stat().st_size > 10_000

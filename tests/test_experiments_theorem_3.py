@@ -6,15 +6,12 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from experiments import style
 from experiments.alignment.theorem_3 import theorem_3
-from experiments.context import Context
+from tests.audits import run
 
 
 def test_printed_statements_are_refuted_and_corrected_ones_hold(tmp_path):
-    context = Context("alignment/theorem_3", scale="quick", folder=tmp_path)
-    with style.paper():
-        theorem_3(context)
+    context = run(theorem_3, tmp_path)
     assert not [claim for claim in context.claims if claim.surprising]
     refuted = {claim.id for claim in context.claims if claim.verdict == "refuted"}
     assert refuted == {"printed", "example"}

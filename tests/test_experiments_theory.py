@@ -14,4 +14,6 @@ EXPERIMENTS = {
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_claims_come_out_as_known_and_everything_is_written(name, tmp_path):
-    assert refuted(audit(f"alignment/{name}", tmp_path)) == EXPERIMENTS[name]
+    # of lesser gain it is the roundoff of optimized code that grows
+    context = audit(f"alignment/{name}", tmp_path, optimized=name == "corollary_1")
+    assert refuted(context) == EXPERIMENTS[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import alignjax as aj
@@ -29,13 +30,14 @@ def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     return X, jax.random.normal(second, (SAMPLES, WIDTHS[-1]))
 
 
-def train(key: jax.Array, *, balanced: bool, steps: int) -> aj.Trajectory:
+def train(key: jax.Array, balanced: jax.Array, *, steps: int) -> aj.Trajectory:
     """One run, observed on its way."""
     data_key, value_key, basis_key = jax.random.split(key, 3)
     problem = aj.regression(*draw(data_key))
     depth, rank = len(WIDTHS) - 1, min(WIDTHS)
-    values = jax.random.uniform(value_key, (1 if balanced else depth, rank))
-    values = jax.numpy.broadcast_to(values, (depth, rank))
+    # both are drawn, so that both kinds of starts share one compilation
+    shared, own = (jax.random.uniform(value_key, (n, rank)) for n in (1, depth))
+    values = jnp.where(balanced, shared, own)
     start = aj.initializers.aligned(basis_key, None, WIDTHS, values)
 
     def observe(weights: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
@@ -56,7 +58,8 @@ def train(key: jax.Array, *, balanced: bool, steps: int) -> aj.Trajectory:
     )
 
 
-def train_all(keys: jax.Array, *, balanced: bool, steps: int) -> aj.Trajectory:
+@partial(jax.jit, static_argnames="steps")
+def train_all(keys: jax.Array, balanced: bool, *, steps: int) -> aj.Trajectory:
     """All runs at once."""
     return jax.vmap(partial(train, balanced=balanced, steps=steps))(keys)
 

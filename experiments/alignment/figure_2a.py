@@ -62,13 +62,21 @@ def draw_symmetric(
     return problem, (start,) * DEPTH, (basis,) * (DEPTH + 1)
 
 
-def train(key: jax.Array, *, case: str, steps: int) -> aj.Trajectory:
+@partial(jax.jit, static_argnames=("structure", "steps"))
+def train(keys: jax.Array, gaussian: bool, *, structure: Structure, steps: int) -> aj.Trajectory:
+    """One run for each key; the targets' kind is an argument, so that a structure compiles once."""
+    return jax.vmap(partial(_train, gaussian=gaussian, structure=structure, steps=steps))(keys)
+
+
+def _train(
+    key: jax.Array, *, gaussian: jax.Array, structure: Structure, steps: int
+) -> aj.Trajectory:
     """One run, observed on its way."""
-    structure: Structure = DENSE if "dense" in case else TOEPLITZ
-    if case == CASES[0]:
-        problem, start, bases = draw_gaussian(key)
-    else:
-        problem, start, bases = draw_symmetric(key, structure)
+    problem, start, bases = draw_symmetric(key, structure)
+    if structure == TOEPLITZ:
+        problem, start, bases = jax.tree.map(
+            partial(jnp.where, gaussian), draw_gaussian(key), (problem, start, bases)
+        )
 
     def observe(coefficients: Coefficients) -> dict[str, jax.Array]:
         weights = aj.structures.matrices(structure, coefficients)
@@ -112,7 +120,12 @@ def figure_2a(context: Context) -> None:
     chance_key, run_key = jax.random.split(context.key)
     keys = jax.random.split(run_key, count)
     runs = {
-        case: jax.vmap(partial(train, case=case, steps=steps))(keys)
+        case: train(
+            keys,
+            case == CASES[0],
+            structure=DENSE if "dense" in case else TOEPLITZ,
+            steps=steps,
+        )
         for case in context.track(CASES, "cases")
     }
     require_converged("figure_2a", [run.status for run in runs.values()])

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import alignjax as aj
+from alignjax.problems import MomentProblem
+from alignjax.reduced import Reduced
 from alignjax.theory.alignment import stability_threshold
 from experiments.alignment._aligned import (
     PAPER,
@@ -28,6 +30,30 @@ SHARES = (1 / 2, 1 / 4, 1 / 8)
 LARGE, SMALL = 0.3, 0.001
 # Above this share of a layer off the diagonals a run has left the aligned set.
 LEFT = 0.1
+
+
+@partial(jax.jit, static_argnames="steps")
+def compare(
+    problem: MomentProblem,
+    reduced: Reduced,
+    starts: Any,
+    values: jax.Array,
+    rates: jax.Array,
+    *,
+    steps: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Times and off-diagonal shares along all runs, and the recursion's errors at their ends."""
+    share = partial(off_diagonal_share, reduced=reduced)
+
+    def one(start: Any, s: jax.Array, rate: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        full = aj.gradient_descent(
+            problem, start, rate, steps=steps, save_at=aj.log_steps(steps, 50), observe=share
+        )
+        short = aj.reduced_descent(reduced, rate, steps=steps, singular_values=s)
+        errors = relative_errors(full.weights, aj.expand(reduced, short.weights))
+        return full.time, full.observations, errors.max()
+
+    return jax.vmap(one)(starts, values, rates)
 
 
 def follow(key: jax.Array, depth: int, low: float, count: int, duration: float) -> dict[str, Any]:
@@ -48,21 +74,12 @@ def follow(key: jax.Array, depth: int, low: float, count: int, duration: float) 
     thresholds = jnp.stack(
         [stability_threshold(replace(reduced, singular_values=s)) for s in values]
     )
-    share = partial(off_diagonal_share, reduced=reduced)
     found: dict[str, list[np.ndarray]] = {"time": [], "path": [], "error": []}
     for factor in SHARES:
         steps = round(duration / factor)
-
-        def compare(start: Any, s: jax.Array, rate: jax.Array, steps: int = steps) -> Any:
-            points = aj.log_steps(steps, 50)
-            full = aj.gradient_descent(
-                problem, start, rate, steps=steps, save_at=points, observe=share
-            )
-            short = aj.reduced_descent(reduced, rate, steps=steps, singular_values=s)
-            errors = relative_errors(full.weights, aj.expand(reduced, short.weights))
-            return full.time, full.observations, errors.max()
-
-        time, path, error = jax.vmap(compare)(starts, values, factor * thresholds)
+        time, path, error = compare(
+            problem, reduced, starts, values, factor * thresholds, steps=steps
+        )
         for name, value in (("time", time), ("path", path), ("error", error)):
             found[name].append(np.asarray(value))
     # Save points differ between rates.

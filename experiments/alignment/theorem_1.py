@@ -51,11 +51,11 @@ def defect(seen: Seen, *, strong: bool = False) -> np.ndarray:
     return 1 - np.minimum(seen["alignment"], invariance)
 
 
-def _descend(cases: Sequence[tuple[Any, Weights]], steps: int, save_at: Sequence[int]) -> Seen:
-    """Train every ``(problem, start)`` at once; observations have shape ``(cases, saves)``."""
+@partial(jax.jit, static_argnames=("steps", "save_at"))
+def _train(problem: Any, start: Weights, *, steps: int, save_at: tuple[int, ...]) -> Any:
+    """What is observed of every run; a function of its own, so that families compile once."""
 
-    def run(case: tuple[Any, Weights]) -> Any:
-        problem, start = case
+    def run(problem: Any, start: Weights) -> Any:
         return aj.gradient_descent(
             problem,
             start,
@@ -65,8 +65,14 @@ def _descend(cases: Sequence[tuple[Any, Weights]], steps: int, save_at: Sequence
             observe=observe_alignment(problem, start),
         ).observations
 
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cases)
-    return {name: np.asarray(value) for name, value in jax.vmap(run)(stacked).items()}
+    return jax.vmap(run)(problem, start)
+
+
+def _descend(cases: Sequence[tuple[Any, Weights]], steps: int, save_at: tuple[int, ...]) -> Seen:
+    """Train every ``(problem, start)`` at once; observations have shape ``(cases, saves)``."""
+    problem, start = jax.tree.map(lambda *leaves: np.stack(leaves), *cases)
+    found = _train(problem, start, steps=steps, save_at=save_at)
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 def _singular_values(key: Array) -> Array:
