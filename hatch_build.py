@@ -59,16 +59,18 @@ class CompiledKernels(BuildHookInterface):
         """Compile if there is something to compile with; say so if there is not."""
         root = Path(self.root)
         library = root / LIBRARY
-        # A wheel may be for another machine than the tree's library was compiled on.
-        if version != "editable" or not is_fresh(root / "csrc", library):
-            try:
+        editable = version == "editable"
+        try:
+            # A wheel may be for another machine than the tree's library was compiled on.
+            if not editable or not is_fresh(root / "csrc", library):
                 compile_library(root / "csrc", library)
-            except (ImportError, OSError, RuntimeError) as error:
+        except (ImportError, OSError, RuntimeError) as error:
+            if editable:
                 library.unlink(missing_ok=True)  # one of other sources is worse than none
-                if os.environ.get(REQUIRED):
-                    raise
-                self.app.display_warning(f"alignjax does without compiled kernels: {error}")
-        if library.exists():
+            if os.environ.get(REQUIRED):
+                raise
+            self.app.display_warning(f"alignjax does without compiled kernels: {error}")
+        else:
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{platform_tag()}"
             build_data["artifacts"].append(str(LIBRARY))
@@ -210,4 +212,5 @@ def run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise RuntimeError(f"{command[0]}: {said[0]}")
+        errors = [line for line in said if "error" in line]
+        raise RuntimeError(f"{command[0]}: {(errors or said)[0]}")

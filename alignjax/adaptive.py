@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from alignjax._validation import as_callable, as_count, as_real, is_concrete
 from alignjax.engines.loop import guarded_steps
+from alignjax.linalg import tied
 from alignjax.problems import (
     Problem,
     SampleProblem,
@@ -190,6 +191,8 @@ def _adaptive_descent(
     save_at: tuple[int, ...],
     observe: Observe | None,
 ) -> Trajectory:
+    given = problem, weights, size
+    problem, weights, size = tied(given, given)
     core, start = to_span(problem, weights)
     power = 2 * len(weights) - 2
     # What W_1 does outside of the span of the inputs never moves, but it counts for its norm.

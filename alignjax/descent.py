@@ -24,6 +24,7 @@ from alignjax._validation import (
 )
 from alignjax.engines.loop import guarded_steps
 from alignjax.engines.structured import checked_structured_gradient, structured_risk
+from alignjax.linalg import tied
 from alignjax.problems import (
     Problem,
     check_fit,
@@ -271,6 +272,8 @@ def _optimizer_descent(
     batch_size: int | None,
     structure: tuple[Structure, ...] | None,
 ) -> Trajectory:
+    given = problem, weights
+    problem, weights = tied(given, given)
     core = to_span(problem, weights)[0] if structure is None else problem.by_outputs()
     value_of = _risk_of(problem if structure is None else core, structure)
     chosen = optax.with_extra_args_support(optimizer)

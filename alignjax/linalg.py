@@ -339,6 +339,8 @@ def guarded(function: Callable[..., tuple[T, Array]]) -> Callable[..., tuple[T, 
         masked = jax.tree.map(mask, tangents)
         _, tangent_out = jax.jvp(lambda *args: function(*args)[0], primals, masked)
         tangent_out = jax.tree.map(mask, tangent_out)
-        return (out, ok), (tangent_out, np.zeros(ok.shape, jax.dtypes.float0))
+        # Not an array of float0: inside `shard_map` it has to vary along the axes that `ok` does.
+        no_tangent = jax.custom_derivatives.zero_from_primal(ok, symbolic_zeros=True)
+        return (out, ok), (tangent_out, no_tangent)
 
     return wraps(function)(checked)

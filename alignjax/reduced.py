@@ -24,7 +24,7 @@ from alignjax.bases import chain_bases
 from alignjax.bases.moments import ProblemMatrices, spectra
 from alignjax.engines import recursion
 from alignjax.engines.loop import guarded_steps
-from alignjax.linalg import guarded, leave_one_out_products, leaves_finite, matmul
+from alignjax.linalg import guarded, leave_one_out_products, leaves_finite, matmul, tied
 from alignjax.problems import MomentProblem
 from alignjax.trajectory import Trajectory, record, save_points
 
@@ -415,6 +415,8 @@ def _advance_derivative(max_steps: int, _: str, primals: Any, tangents: Any) -> 
     *moving, steps = primals
 
     def scanned(reduced: Reduced, state: Layers, rates: Layers) -> tuple[Layers, Array]:
+        given = reduced, state, rates
+        reduced, state, rates = tied(given, given)
         return guarded_steps(
             lambda s, _: _checked(reduced, s),
             lambda s, gradient: _moved(s, gradient, rates),

@@ -60,7 +60,8 @@ template <class T>
 ffi::Error run(ffi::ThreadPool& pool, const std::shared_ptr<Recursions>& job) {
   const std::int64_t lanes = kernels<T>(*job->set).lanes;
   const std::int64_t rank = std::max<std::int64_t>(job->shape.rank, 1);
-  const std::int64_t share_of_one = (job->runs + pool.num_threads() - 1) / pool.num_threads();
+  const std::int64_t threads = std::max<std::int64_t>(1, pool.num_threads());
+  const std::int64_t share_of_one = (job->runs + threads - 1) / threads;
   const std::int64_t runs = std::max(std::min(share_of_one, kMost * lanes / rank),
                                      kFewest * lanes / rank);
   job->shape.runs = std::clamp<std::int64_t>(runs, 1, job->runs);

@@ -270,6 +270,7 @@ class Recursion {
       const T best = modes.minimizer[k];
       const T sum = share / magnitude(modes.input[k]) - best * best;
       bound[k] = sum > Limits<T>::finite ? static_cast<T>(Limits<T>::finite) : sum;
+      if (!(share >= 0)) bound[k] = -1;  // the floor alone is too high, or not a number
     }
   }
 
@@ -297,7 +298,7 @@ class Recursion {
   void move(T* to, const T* from) const {
     for (long k = 0; k < rank_; ++k) to[k] = from[k];
   }
-  static T magnitude(T x) { return x < 0 ? -x : x; }
+  static T magnitude(T x) { return x <= 0 ? 0 - x : x; }  // not -0, by which one may divide
 
   const long depth_, rank_;
   long vectors_;

@@ -334,8 +334,44 @@ def test_other_descents_run_inside_shard_map():
 
     spread = jax.shard_map(jax.vmap(run), mesh=mesh, in_specs=axis, out_specs=axis)
     # What does not vary where it should is refused while tracing.
-    traced = jax.jit(spread).trace(jnp.linspace(0.01, 0.02, 2))
+    rates = jnp.linspace(0.01, 0.02, 2)
+    traced = jax.jit(spread).trace(rates)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(traced.out_info)} == {2}
+
+    def size(rates):
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(jax.vmap(run)(rates)))
+
+    for slope in (jax.grad(size), lambda r: jax.jvp(jax.vmap(run), (r,), (r,))[1]):
+        jax.jit(jax.shard_map(slope, mesh=mesh, in_specs=axis, out_specs=axis)).trace(rates)
+
+
+@pytest.mark.parametrize("engine", ["xla", "auto"])
+def test_derivatives_are_taken_inside_shard_map_and_of_it(engine):
+    problem = aj.factorization(jnp.array([[1.0, 0.3], [0.2, 0.5]]))
+    start = aj.initializers.gaussian(jax.random.key(0), (2, 2, 2), 0.5)
+    values = jnp.full((2, 2), 0.3)
+    aligned = aj.initializers.aligned(jax.random.key(0), problem, (2, 2, 2), values)
+    reduced = aj.reduce(problem, aligned)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("runs",))
+    axis = jax.sharding.PartitionSpec("runs")
+    rates = jnp.linspace(0.01, 0.02, 2)
+
+    @jax.vmap
+    def risks(rate):
+        full = aj.gradient_descent(problem, start, rate, steps=5, engine=engine)
+        short = aj.reduced_descent(reduced, rate, steps=5, engine=engine)
+        return full.observations["risk"] + short.observations["risk"]
+
+    def spread(function):
+        return jax.shard_map(function, mesh=mesh, in_specs=axis, out_specs=axis)
+
+    def slope(function):
+        return jax.grad(lambda rates: function(rates).sum())
+
+    expected = jax.jit(slope(risks))(rates)
+    assert np.abs(expected).min() > 0.1
+    for found in (spread(slope(risks)), slope(spread(risks))):
+        assert_close(jax.jit(found)(rates), expected, 1e-13)
 
 
 @needs_kernels
@@ -488,4 +524,6 @@ assert not xla_bridge._backends, "loading the kernels started a backend"
     if right:
         assert run.stdout.strip() == f"None {name}", run.stderr
     else:
-        assert "ALIGNJAX_CPU_ISA must be one of the instruction sets" in run.stderr
+        here = ", ".join(library.instruction_sets())
+        told = f"ALIGNJAX_CPU_ISA must be an instruction set that is here ({here}), got 'sse9'"
+        assert told in run.stderr

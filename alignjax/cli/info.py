@@ -11,6 +11,7 @@ import jax
 
 import alignjax as aj
 from alignjax.cli.console import show_json, show_pairs
+from alignjax.cli.errors import CommandError, told
 
 LIBRARIES = (
     "jax",
@@ -53,7 +54,15 @@ def show_info(*, as_json: bool) -> None:
 
 
 def collect() -> dict[str, Any]:
-    """Versions, devices and engines, made of what JSON can hold."""
+    """Versions, devices and engines, made of what JSON can hold.
+
+    Raises:
+        CommandError: the environment asks for an engine's instruction set that is not here.
+    """
+    try:
+        absent = aj.engines.unavailable()
+    except ValueError as error:
+        raise CommandError(told(error)) from error
     return {
         "alignjax": aj.__version__,
         "python": platform.python_version(),
@@ -65,7 +74,7 @@ def collect() -> dict[str, Any]:
         ],
         "processes": jax.process_count(),
         "engines": list(aj.engines.available()),
-        "absent_engines": aj.engines.unavailable(),
+        "absent_engines": absent,
         "x64": bool(jax.config.read("jax_enable_x64")),
     }
 

@@ -51,7 +51,10 @@ def reason_for_absence() -> str | None:
 
 def instruction_sets() -> tuple[str, ...]:
     """The instruction sets that the kernels have code for and that run here, the fastest first."""
-    library = _load().library
+    return _instruction_sets(_load().library)
+
+
+def _instruction_sets(library: ctypes.CDLL | None) -> tuple[str, ...]:
     names: list[str] = []
     while library is not None and (name := library.alignjax_instruction_set(len(names))):
         names.append(name.decode())
@@ -105,4 +108,7 @@ def _open() -> _Loaded:
 
 def _select(library: ctypes.CDLL | None, name: str, argument: str) -> None:
     if library is None or not library.alignjax_select(name.encode()):
-        raise ValueError(f"{argument} must be one of the instruction sets here, got {name!r}")
+        here = ", ".join(_instruction_sets(library)) or "none"
+        raise ValueError(
+            f"{argument} must be an instruction set that is here ({here}), got {name!r}"
+        )

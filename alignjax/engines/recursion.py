@@ -57,7 +57,9 @@ def resolve(engine: str, input_spectrum: Array, others: tuple[Array, ...]) -> st
 def _misfit(input_spectrum: Array, others: tuple[Array, ...]) -> str | None:
     if input_spectrum.ndim != 1:
         return "the modes are coupled by a Gram matrix"
-    dtypes = sorted({str(array.dtype) for array in (input_spectrum, *others)})
+    if input_spectrum.shape[0] == 0:
+        return "there are no modes"
+    dtypes = sorted({str(jnp.asarray(array).dtype) for array in (input_spectrum, *others)})
     if len(dtypes) > 1:
         return f"its numbers are {' and '.join(dtypes)}, not of one precision"
     if dtypes[0] not in ("float32", "float64"):

@@ -32,13 +32,15 @@ def advance(
     """Gradient descent: ``W_i <- W_i - eta_i dR/dW_i``, ``steps`` times or until it diverges."""
     if structure is not None:
         outputs = problem.by_outputs()
+        every = outputs, state, learning_rate
+        outputs, state, learning_rate = tied(every, every)
         look = partial(checked_structured_gradient, outputs, structure)
-        state = tied(state, (outputs, learning_rate))
         return _descend(look, state, learning_rate, steps, max_steps)
     assert isinstance(problem, Problem)
     core, start = to_span(problem, state)
+    given = core, start, learning_rate
+    core, start, learning_rate = tied(given, given)
     look = partial(checked_gradient, core)
-    start = tied(start, (core, learning_rate))
     moved, taken = _descend(look, start, learning_rate, steps, max_steps)
     return from_span(problem, state, moved), taken
 
