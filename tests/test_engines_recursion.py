@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 import alignjax as aj
 from alignjax.engines import library, recursion
 from alignjax.reduced import Reduced, reduced_gradient
+from tests.modes import cases, check
 from tests.test_reduced import by_hand
 
 needs_kernels = pytest.mark.skipif(
@@ -347,3 +349,10 @@ def test_without_kernels_the_reference_runs_and_says_why(monkeypatch, tmp_path):
     assert run(reduced, None, 0.1, "auto").stopped_at == 75
     with pytest.raises(ValueError, match=r"^engine 'cpu' cannot run this: .*compiled kernels"):
         run(reduced, None, 0.1, "cpu")
+
+
+@needs_kernels
+@settings(max_examples=30, deadline=None)
+@given(case=cases(most=5000))
+def test_any_modes_in_any_nest_of_batches_equal_a_loop_in_numpy(case):
+    check(case)
