@@ -323,13 +323,17 @@ def guarded(function: Callable[..., tuple[T, Array]]) -> Callable[..., tuple[T, 
     looked at.
     """
 
+    # As a number: the tangent of a truth value is of a kind that cannot be told to vary along the
+    # axes of `shard_map` as its value does.
     @jax.custom_jvp
     def checked(*args: Any) -> tuple[T, Array]:
-        return function(*args)
+        out, ok = function(*args)
+        return out, ok.astype(jnp.float32)
 
     @checked.defjvp
     def rule(primals: tuple, tangents: tuple) -> tuple:
-        out, ok = checked(*primals)
+        out, number = checked(*primals)
+        ok = number > 0
 
         def mask(tangent: Any) -> Any:
             is_float0 = getattr(tangent, "dtype", None) == jax.dtypes.float0
@@ -339,8 +343,11 @@ def guarded(function: Callable[..., tuple[T, Array]]) -> Callable[..., tuple[T, 
         masked = jax.tree.map(mask, tangents)
         _, tangent_out = jax.jvp(lambda *args: function(*args)[0], primals, masked)
         tangent_out = jax.tree.map(mask, tangent_out)
-        # Not an array of float0: inside `shard_map` it has to vary along the axes that `ok` does.
-        no_tangent = jax.custom_derivatives.zero_from_primal(ok, symbolic_zeros=True)
-        return (out, ok), (tangent_out, no_tangent)
+        return (out, number), (tangent_out, 0 * number)
 
-    return wraps(function)(checked)
+    @wraps(function)
+    def with_truth(*args: Any) -> tuple[T, Array]:
+        out, number = checked(*args)
+        return out, number > 0
+
+    return with_truth
