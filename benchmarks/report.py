@@ -50,6 +50,11 @@ def start_table(rows: Sequence[Row]) -> str:
     return _pivot(rows, cell)
 
 
+def others_table(rows: Sequence[Row]) -> str:
+    """All rows of the benchmarks that have no table of their own."""
+    return table([row for row in rows if row.benchmark in OTHERS])
+
+
 def target_list(rows: Sequence[Row]) -> str:
     """Targets with what was reached, a line each."""
     return "\n".join(f"- {check}" for check in checks(rows))
@@ -86,11 +91,13 @@ class Section(NamedTuple):
 
 
 ENGINE = frozenset({"engine"})
+OTHERS = frozenset({"moments", "reduced", "structures", "staircase", "sweeps", "table_1", "gpu"})
 SECTIONS: Mapping[str, Section] = {
     "engine": Section("GFLOP/s", ENGINE, engine_table),
     "start": Section("Seconds to compile + of the first call after that", ENGINE, start_table),
     "scaling": Section("Cost at k = 9", frozenset({"scaling"}), scaling_table),
     "threads": Section("Threads", frozenset({"threads"}), threads_table),
+    "others": Section("Everything else", OTHERS, others_table),
     "targets": Section("Targets", ENGINE | {"scaling", "threads", "gpu"}, target_list),
 }
 """By the name that marks its place in a page."""
