@@ -26,24 +26,25 @@ STORE = "alignjax: sweep into a store"
 NOTE = "tracing, compiling, running, and results on the host"
 
 
-def _training(steps: int) -> Any:
-    """A two-layer network of width 2 with one learning rate a layer."""
-    target = jnp.array([[1.0, 0.3], [0.2, 0.5]], jnp.float32)
-    problem = aj.factorization(target)
-    start = aj.initializers.gaussian(jax.random.key(0), (2, 2, 2), 0.5, dtype=jnp.float32)
+def _training(width: int, depth: int, steps: int) -> Any:
+    """A square network with one learning rate for its first layer and one for the others."""
+    target = jnp.eye(width, dtype=jnp.float32) + 0.3 * jnp.eye(width, k=1, dtype=jnp.float32)
+    problem = aj.factorization(target / (width - 1))
+    widths = (width,) * (depth + 1)
+    start = aj.initializers.gaussian(jax.random.key(0), widths, 0.5, dtype=jnp.float32)
 
     def train(first: Any, second: Any) -> Mapping[str, Any]:
-        rates = jnp.stack([first, second])
+        rates = jnp.stack([first, *[second] * (depth - 1)])
         trained = aj.gradient_descent(problem, start, rates, steps=steps)
         return {"risk": trained.observations["risk"][-1], "status": trained.status}
 
     return train
 
 
-def _contenders(side: tuple[int, int], steps: int, folder: Path) -> list[Contender]:
-    train = _training(steps)
+def _contenders(side: tuple[int, int], case: tuple[int, int, int], folder: Path) -> list[Contender]:
+    train, steps = _training(*case), case[-1]
     # Rates that converge: elsewhere rounding decides who diverges, and answers do not compare.
-    first, second = (np.linspace(0.05, 1, n, dtype=np.float32) for n in side)
+    first, second = (np.linspace(0.005, 0.1, n, dtype=np.float32) for n in side)
     grid = [values.ravel() for values in np.meshgrid(first, second, indexing="ij")]
 
     def bare() -> Any:
@@ -93,16 +94,22 @@ def run(
     *,
     repeats: int,
     side: tuple[int, int] = (400, 250),
-    steps: Sequence[int] = (400, 25_600),
+    cases: Sequence[tuple[int, int, int]] = ((2, 2, 400), (2, 2, 25_600), (9, 3, 1_000)),
 ) -> list[Row]:
-    """Time of whole calls, for short trainings and for long ones.
+    """Time of whole calls, for trainings that cost almost nothing and for common ones.
 
     Ratios are of wall-clock time, in which idle cores count; notes tell those of processor time.
+
+    Args:
+        repeats: timed calls of each contender.
+        side: how many learning rates of the first layer, and of the others.
+        cases: width, depth, steps.
     """
     rows: list[Row] = []
-    for count in steps:
+    for case in cases:
+        width, depth, steps = case
         with tempfile.TemporaryDirectory() as folder:
-            bare = _contenders(side, count, Path(folder))
+            bare = _contenders(side, case, Path(folder))
             clocks = [_CpuTimes(contender.call) for contender in bare]
             contenders = [
                 dataclasses.replace(contender, call=clock)
@@ -110,7 +117,7 @@ def run(
             ]
             measured = race(
                 "sweeps",
-                f"{count:,} steps",
+                f"k = {width}, d = {depth}, {steps:,} steps",
                 contenders,
                 runs=side[0] * side[1],
                 repeats=repeats,

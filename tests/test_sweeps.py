@@ -728,6 +728,6 @@ def test_another_function_or_axis_may_not_continue_in_a_store(tmp_path):
 
 
 def test_the_benchmark_compares_equal_answers():
-    rows = benchmark.run(repeats=1, side=(3, 4), steps=(5,))
+    rows = benchmark.run(repeats=1, side=(3, 4), cases=((2, 3, 5),))
     assert [row.contender for row in rows] == [benchmark.BARE, benchmark.MEMORY, benchmark.STORE]
     assert all(row.difference < 1e-6 for row in rows[1:])
