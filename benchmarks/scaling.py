@@ -30,7 +30,7 @@ def run(
     *,
     repeats: int,
     networks: Sequence[int] = (256, 1024, 4096, 16_384),
-    steps: Sequence[int] = (400, 1600, 6400, 25_600),
+    steps: Sequence[int] = (2000, 8000, 32_000, 128_000),
     depths: Sequence[int] = (2, 3, 4, 6, 8),
     samples: Sequence[int] = (100, 10_000, 1_000_000),
 ) -> list[Row]:

@@ -17,7 +17,7 @@ __all__ = ["ONE", "TWO", "run", "serve"]
 
 ONE = "alignjax: one process on two cores"
 TWO = "alignjax: two processes on a core each"
-STEPS = {4: 4000, 9: 1500, 64: 10}
+STEPS = {4: 40_000, 9: 5000, 64: 100}
 BATCH = 1024
 WORKER = (sys.executable, "-m", "benchmarks.threads")
 ROOT = Path(__file__).resolve().parent.parent
