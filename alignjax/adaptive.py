@@ -154,10 +154,11 @@ def _check_start(problem: SampleProblem, weights: Weights) -> None:
     core, inside = to_span(problem, weights)
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((core, inside))):
         return
-    (log_risk, _, slope), ok = checked_log_gradient(core, inside)
+    found = checked_log_gradient(core, inside)
+    (log_risk, _, slope), ok = found
     # A batch that is traced around this traces the losses too. A start that is not ok is frozen,
     # as a run that diverged.
-    if not is_concrete(ok) or not bool(ok):
+    if not all(map(is_concrete, jax.tree.leaves(found))) or not bool(ok):
         return
     zero = float(jnp.log(_risk_of_zero(problem)))
     moves = any(bool((g != 0).any()) for g in slope)
