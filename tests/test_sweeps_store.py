@@ -18,9 +18,11 @@ import pytest
 
 import alignjax
 from alignjax.sweeps import store as store_module
+from alignjax.sweeps import store_creation
 from alignjax.sweeps.folder import Folder
 from alignjax.sweeps.spec import Output
-from alignjax.sweeps.store import StoreWriteError, open_store
+from alignjax.sweeps.store import open_store
+from alignjax.sweeps.store_creation import StoreWriteError
 from alignjax.sweeps.store_manifest import StoreMismatchError
 from tests.small_store import SPEC, arrays_of, fill, with_fingerprint, with_output
 from tests.soak_store import contents
@@ -395,7 +397,7 @@ def test_a_store_that_cannot_be_created_tells_where(tmp_path, monkeypatch):
 def test_a_disk_full_at_creation_leaves_nothing_and_an_old_store_alone(half, monkeypatch):
     before = contents(half.parent)
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_flush", fail)
+        patch.setattr(store_creation, "_flush", fail)
         for path, overwrite in ((half.parent / "new", False), (half, True)):
             with pytest.raises(StoreWriteError, match="No space left"):
                 open_store(path, SPEC, overwrite=overwrite)
@@ -410,7 +412,7 @@ def test_a_replacement_that_cannot_be_renamed_puts_the_old_store_back(half, monk
             fail()
         real(source, target)
 
-    monkeypatch.setattr(store_module.os, "rename", rename)
+    monkeypatch.setattr(store_creation.os, "rename", rename)
     with pytest.raises(StoreWriteError, match="No space left"):
         open_store(half, SPEC, overwrite=True)
     assert contents(half.parent) == before
@@ -441,14 +443,14 @@ def test_of_many_that_create_a_store_at_once_one_wins_and_all_write(tmp_path, wh
 
 
 def test_a_loser_of_the_race_with_another_sweep_is_refused(tmp_path, monkeypatch):
-    real = store_module._prepare
+    real = store_creation._prepare
 
     def slow(*args):
-        monkeypatch.setattr(store_module, "_prepare", real)
+        monkeypatch.setattr(store_creation, "_prepare", real)
         open_store(tmp_path / "s", SPEC)
         return real(*args)
 
-    monkeypatch.setattr(store_module, "_prepare", slow)
+    monkeypatch.setattr(store_creation, "_prepare", slow)
     with pytest.raises(StoreMismatchError, match="dtype"):
         open_store(tmp_path / "s", with_output(dtype="float32"))
     assert [p.name for p in tmp_path.iterdir()] == ["s"]

@@ -5,7 +5,7 @@ This package knows nothing of linear networks: ``run`` is any function that JAX 
 
 from alignjax.sweeps.estimate import Forecast, forecast
 from alignjax.sweeps.execute import sweep
-from alignjax.sweeps.store import StoreWriteError
+from alignjax.sweeps.store_creation import StoreWriteError
 from alignjax.sweeps.store_manifest import StoreMismatchError
 
 __all__ = ["Forecast", "StoreMismatchError", "StoreWriteError", "forecast", "sweep"]

@@ -16,7 +16,8 @@ import numpy as np
 
 from alignjax.sweeps.execute import Prepared, prepare
 from alignjax.sweeps.plan import rounds_at_once
-from alignjax.sweeps.store import check_names, is_free, open_store, refuse_foreign
+from alignjax.sweeps.store import open_store
+from alignjax.sweeps.store_creation import check_names, is_free, refuse_foreign
 from alignjax.sweeps.store_manifest import check_same_sweep, manifest, read_manifest
 
 

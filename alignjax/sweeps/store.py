@@ -29,10 +29,6 @@ import errno
 import hashlib
 import math
 import os
-import shutil
-import threading
-import uuid
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,10 +38,17 @@ import numpy as np
 
 from alignjax.sweeps.folder import PARTIAL, Folder
 from alignjax.sweeps.spec import Output, Spec
+from alignjax.sweeps.store_creation import (
+    RECORDS,
+    StoreWriteError,
+    check_names,
+    create,
+    fill_value,
+    is_free,
+    replace,
+)
 from alignjax.sweeps.store_manifest import (
     COMPLETE,
-    MANIFEST,
-    Manifest,
     check_same_sweep,
     dump,
     manifest,
@@ -55,20 +58,7 @@ from alignjax.sweeps.store_manifest import (
 if TYPE_CHECKING:
     import xarray
 
-RECORDS = f"{COMPLETE}/records"
-NAMES = (
-    f"be called {COMPLETE!r} or 'zarr.json', have a slash in its name or begin with a dot or two "
-    "underscores"
-)
-# Files of one folder: a folder for each row of blocks would have to be made first.
-CHUNK_NAMES: Any = {"name": "default", "separator": "."}
 Block = tuple[int, ...]
-# Filters of warnings belong to the process: threads that change them at once undo each other.
-_WARNING_FILTERS = threading.Lock()
-
-
-class StoreWriteError(OSError):
-    """A store could not be written: a full disk, no permission. Finished blocks are intact."""
 
 
 def open_store(
@@ -101,7 +91,7 @@ def open_store(
     given = manifest(spec)
     check_names(spec)
     root = Path(path).resolve()
-    if is_free(root) and _create(root, spec, given):
+    if is_free(root) and create(root, spec, given):
         return Store(root, spec)
     stored = read_manifest(root) if root.is_dir() else None
     if stored is None:
@@ -109,7 +99,7 @@ def open_store(
             errno.EEXIST, "store: what is here is no sweep store; nothing was changed", str(root)
         )
     if overwrite:
-        _replace(root, spec, stored, given)
+        replace(root, spec, stored, given)
     elif not resume:
         raise FileExistsError(
             errno.EEXIST,
@@ -311,7 +301,7 @@ class Store:
             whole = np.ascontiguousarray(arrays[name], dtype)
         else:
             cut = tuple(slice(part.stop - part.start) for part in self._spec.region(block))
-            whole = np.full(shape, _fill_value(dtype), dtype)
+            whole = np.full(shape, fill_value(dtype), dtype)
             whole[cut] = True if name == COMPLETE else arrays[name]
         return whole.reshape(-1).view(np.uint8)
 
@@ -335,183 +325,6 @@ def _need_libraries() -> None:
         ) from error
 
 
-def check_names(spec: Spec) -> None:
-    """Refuse names and dtypes that a store cannot hold, before anything is written.
-
-    Raises:
-        ValueError: for a name.
-        TypeError: for a dtype.
-    """
-    for name, output in spec.outputs.items():
-        taken = name in spec.coords or name in spec.dims
-        if taken or not _is_fit(name):
-            raise ValueError(
-                f"run returns an output named {name!r}; in a store an output cannot have the name "
-                f"of an axis or coordinate, {NAMES}"
-            )
-        if np.dtype(output.dtype).kind not in "biufc":
-            raise TypeError(
-                f"output {name!r} has dtype {output.dtype}, which Zarr cannot store: "
-                "cast it in run (bfloat16 to float32, say)"
-            )
-    for name in spec.coords:
-        if not _is_fit(name):
-            raise ValueError(
-                f"an axis or coordinate is named {name!r}; in a store it cannot {NAMES}"
-            )
-
-
-def _is_fit(name: str) -> bool:
-    """Whether an array of a store may have this name."""
-    taken = name in (COMPLETE, "zarr.json")
-    return bool(name) and not taken and "/" not in name and not name.startswith((".", "__"))
-
-
-def is_free(root: Path) -> bool:
-    """Whether nothing is there, or an empty folder."""
-    try:
-        return not any(root.iterdir())
-    except FileNotFoundError:
-        return True
-    except NotADirectoryError:
-        return False
-
-
-def _create(root: Path, spec: Spec, given: Manifest) -> bool:
-    """Make an empty store beside ``root`` and rename it; False if another process was faster."""
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        prepared = _prepare(root, spec, given)
-        try:
-            os.rename(prepared, root)
-        except OSError:
-            shutil.rmtree(prepared)
-            if read_manifest(root) is None:
-                raise
-            return False
-        Folder(root.parent).flush(".")
-    except OSError as error:
-        raise _creation_error(root, error) from error
-    return True
-
-
-def refuse_foreign(root: Path, stored: Manifest) -> None:
-    """Refuse to replace a store whose folder holds what no sweep wrote.
-
-    Raises:
-        FileExistsError: naming it.
-    """
-    known = {"zarr.json", COMPLETE, *stored["outputs"], *stored["coords"]}
-    foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in known)
-    if foreign:
-        raise FileExistsError(
-            errno.EEXIST,
-            f"store: overwrite=True would also remove {', '.join(foreign)}, which the sweep did "
-            "not write; nothing was changed",
-            str(root),
-        )
-
-
-def _replace(root: Path, spec: Spec, stored: Manifest, given: Manifest) -> None:
-    """Put an empty store in the place of one that exists, which goes last."""
-    refuse_foreign(root, stored)
-    old = _beside(root, "replaced")
-    try:
-        prepared = _prepare(root, spec, given)
-        os.rename(root, old)
-        try:
-            os.rename(prepared, root)
-        except OSError:
-            os.rename(old, root)
-            shutil.rmtree(prepared, ignore_errors=True)
-            raise
-        Folder(root.parent).flush(".")
-        # A process that still writes there may be faster than one pass.
-        for _ in range(3):
-            shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise _creation_error(root, error) from error
-
-
-def _prepare(root: Path, spec: Spec, given: Manifest) -> Path:
-    """An empty store on disk beside ``root``; nothing is left if it cannot be made."""
-    prepared = _beside(root, "creating")
-    try:
-        prepared.mkdir()
-        _write_empty(prepared, spec)
-        (prepared / RECORDS).mkdir()
-        (prepared / MANIFEST).write_text(dump(given), encoding="utf-8")
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(_flush, [prepared, *prepared.rglob("*")]))
-    except BaseException:
-        shutil.rmtree(prepared, ignore_errors=True)
-        raise
-    return prepared
-
-
-def _beside(root: Path, why: str) -> Path:
-    """A new hidden name on the same file system."""
-    return root.with_name(f".{root.name}.{why}-{uuid.uuid4().hex[:12]}")
-
-
-def _creation_error(root: Path, error: OSError) -> StoreWriteError:
-    return StoreWriteError(
-        error.errno,
-        f"{error.strerror or error}: the sweep store could not be created; it is prepared in "
-        f"{root.parent}, which must be writable, and renamed to",
-        str(root),
-    )
-
-
-def _write_empty(root: Path, spec: Spec) -> None:
-    """A Zarr group with the coordinates' values and the outputs' metadata."""
-    import xarray
-    import zarr
-
-    coords: dict[str, Any] = {}
-    for name, (dims, values, attrs) in spec.coords.items():
-        values = np.asarray(values)
-        # NumPy's text of fixed width has no place in the Zarr specification; objects do.
-        stored = values.astype(object) if values.dtype.kind == "U" else values
-        coords[name] = (dims, stored, attrs)
-    dataset = xarray.Dataset(coords=coords, attrs=spec.attrs)
-    dataset.to_zarr(str(root), mode="w", zarr_format=3, consolidated=False)
-    group = zarr.open_group(str(root), mode="r+", zarr_format=3, use_consolidated=False)
-    for name, output in spec.outputs.items():
-        dtype = np.dtype(output.dtype)
-        group.create_array(
-            name,
-            shape=(*spec.shape, *output.shape),
-            chunks=(*spec.block, *(max(1, size) for size in output.shape)),
-            dtype=dtype,
-            compressors=None,
-            chunk_key_encoding=CHUNK_NAMES,
-            fill_value=_fill_value(dtype),
-            dimension_names=[*spec.dims, *output.dims],
-            attributes={} if output.units is None else {"units": output.units},
-        )
-    group.create_array(
-        COMPLETE,
-        shape=spec.shape,
-        chunks=spec.block,
-        dtype=bool,
-        compressors=None,
-        chunk_key_encoding=CHUNK_NAMES,
-        fill_value=False,
-        dimension_names=list(spec.dims),
-        attributes={"long_name": "the run is finished; elsewhere stand fill values"},
-    )
-    with _WARNING_FILTERS, warnings.catch_warnings():
-        # Every reader that does not know of consolidated metadata does without.
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        zarr.consolidate_metadata(str(root), zarr_format=3)
-
-
-def _fill_value(dtype: np.dtype[Any]) -> Any:
-    """What stands where no run is finished."""
-    return np.nan if dtype.kind in "fc" else dtype.type(0)
-
-
 def _hash() -> Any:
     """BLAKE2b, 128 bits."""
     return hashlib.blake2b(digest_size=16)
@@ -521,12 +334,3 @@ def _checksum(content: Any) -> str:
     digest = _hash()
     digest.update(content)
     return str(digest.hexdigest())
-
-
-def _flush(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    if path.is_dir():
-        Folder(path).flush(".")
-        return
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
