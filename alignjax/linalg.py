@@ -25,6 +25,7 @@ __all__ = [
     "joint_diagonalize",
     "leave_one_out_products",
     "matmul",
+    "narrowest",
     "narrowest_vertex",
     "split_products",
     "tied",
@@ -38,16 +39,18 @@ matmul = partial(jnp.matmul, precision="highest")
 """Matrix product in full precision on every platform."""
 
 
-def narrowest_vertex(weights: Sequence[Array]) -> int:
+def narrowest(widths: Sequence[int]) -> int:
     """The index ``b`` of the narrowest width ``k_b``; the output's, then the input's, wins ties.
 
     All products of a gradient can be arranged so that each has ``k_b`` as one of its dimensions.
     """
-    widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
     smallest = min(widths)
-    if widths[-1] == smallest:
-        return len(weights)
-    return widths.index(smallest)
+    return len(widths) - 1 if widths[-1] == smallest else widths.index(smallest)
+
+
+def narrowest_vertex(weights: Sequence[Array]) -> int:
+    """:func:`narrowest` of the widths of these layers."""
+    return narrowest([weights[0].shape[1], *(w.shape[0] for w in weights)])
 
 
 def _products_to_the_left(layers: Sequence[Array]) -> list[Array | None]:

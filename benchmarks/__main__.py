@@ -28,6 +28,7 @@ from benchmarks import (
     sweeps,
     table_1,
     threads,
+    widths,
 )
 from benchmarks.report import fill, report
 from benchmarks.timing import CLOCKS, Row, clock, usable_cores
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "moments": moments.run,
     "reduced": reduced.run,
     "engine": engine.run,
+    "widths": widths.run,
     "gpu": gpu.run,
     "scaling": scaling.run,
     "threads": threads.run,

@@ -16,7 +16,18 @@ from benchmarks.peers import PEERS, Job, NotMeasured
 from benchmarks.peers.job import DEPTH, make_job
 from benchmarks.timing import Contender, Row, agree, compiled, not_measured, race, timed
 
-__all__ = ["OURS", "OURS_CPU", "OURS_XLA", "case_name", "flops", "on_cpu", "ours", "run"]
+__all__ = [
+    "OURS",
+    "OURS_CPU",
+    "OURS_XLA",
+    "case_name",
+    "flops",
+    "on_cpu",
+    "one_case",
+    "ours",
+    "run",
+    "width_of",
+]
 
 OURS = "alignjax"
 OURS_CPU = "alignjax: engine='cpu'"
@@ -51,6 +62,11 @@ def _in_float64() -> Any:
 def case_name(width: int, dtype: str) -> str:
     """How a case is called in the table."""
     return f"k = {width}, d = {DEPTH}" + (", float64" if dtype == "float64" else "")
+
+
+def width_of(row: Row) -> int:
+    """The width in the name of a row's case."""
+    return int(row.case.split()[2].rstrip(","))
 
 
 def flops(job: Job) -> float:
@@ -117,17 +133,20 @@ def run(
         for width, count in chosen.items():
             job = make_job(width, batches.get(width, batch), dtype=dtype)
             with on_cpu(dtype):
-                rows += _case(job, count, repeats, seconds, contenders)
+                rows += one_case(job, count, repeats, seconds, contenders)
     return rows
 
 
-def _case(
+def one_case(
     job: Job,
     steps: int,
     repeats: int,
     seconds: float,
     contenders: Mapping[str, Callable[[Job, int], Contender]],
+    *,
+    benchmark: str = "engine",
 ) -> list[Row]:
+    """One job by all contenders, see :func:`run`."""
     case = case_name(job.width, job.target.dtype.name)
     present: list[Contender] = []
     differences: list[float | None] = []
@@ -138,7 +157,7 @@ def _case(
             contender = contend(job, steps)
         except NotMeasured as reason:
             why = f"not measured: {reason}"
-            absent.append(not_measured("engine", case, name, runs=job.batch, why=why))
+            absent.append(not_measured(benchmark, case, name, runs=job.batch, why=why))
             continue
         answer, taken = timed(contender.call)
         if present:
@@ -156,7 +175,7 @@ def _case(
             )
         present.append(contender)
     measured = race(
-        "engine",
+        benchmark,
         case,
         present,
         runs=job.batch,

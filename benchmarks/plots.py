@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 
 from benchmarks import peers
-from benchmarks.engine import OURS, OURS_XLA
+from benchmarks.engine import OURS, OURS_XLA, width_of
 from benchmarks.scaling import SERIES
 from benchmarks.timing import Row
 from experiments import style
@@ -49,7 +49,7 @@ def draw(rows: Sequence[Row], path: Path, *, machine: str) -> None:
     """GFLOP/s against the width, and time per unit of cost against size.
 
     Args:
-        rows: of the benchmarks ``engine`` and ``scaling``, float32 cases of the first.
+        rows: of the benchmarks ``engine`` (its float32 cases, marked), ``widths`` and ``scaling``.
         path: where the PNG goes.
         machine: what measured, for the small print.
     """
@@ -71,17 +71,19 @@ def draw(rows: Sequence[Row], path: Path, *, machine: str) -> None:
 def _widths(axes: Any, rows: Sequence[Row]) -> None:
     every: set[int] = set()
     for contender, look in LINES.items():
-        points = [
-            (int(row.case.split()[2].rstrip(",")), row.gflops)
+        points = sorted(
+            (width_of(row), row.gflops, row.benchmark)
             for row in rows
-            if row.benchmark == "engine"
+            if row.benchmark in ("engine", "widths")
             and row.contender == contender
             and row.gflops is not None
             and "float64" not in row.case
-        ]
+        )
         if points:
-            axes.plot(*zip(*points, strict=True), **look)
-            every |= {width for width, _ in points}
+            widths, rates, names = zip(*points, strict=True)
+            marked = [i for i, name in enumerate(names) if name == "engine"]
+            axes.plot(widths, rates, markevery=marked, **look)
+            every |= {widths[i] for i in marked}
     axes.set(xscale="log", yscale="log", xlabel="width $k$", ylabel="GFLOP/s")
     axes.xaxis.set_major_locator(FixedLocator(sorted(every)))
     axes.xaxis.set_minor_locator(NullLocator())

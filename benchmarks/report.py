@@ -41,6 +41,11 @@ def engine_table(rows: Sequence[Row]) -> str:
     return _pivot(rows, lambda row: _number(row.gflops, ",.3g"))
 
 
+def widths_table(rows: Sequence[Row]) -> str:
+    """GFLOP/s of the benchmark ``widths``: a line a width, a column a contender."""
+    return _pivot(rows, lambda row: _number(row.gflops, ",.3g"), benchmark="widths")
+
+
 def start_table(rows: Sequence[Row]) -> str:
     """Seconds to compile + of the first call, of the benchmark ``engine``."""
 
@@ -90,15 +95,16 @@ class Section(NamedTuple):
     text: Callable[[Sequence[Row]], str]
 
 
-ENGINE = frozenset({"engine"})
+ENGINE, WIDTHS = frozenset({"engine"}), frozenset({"widths"})
 OTHERS = frozenset({"moments", "reduced", "structures", "staircase", "sweeps", "table_1", "gpu"})
 SECTIONS: Mapping[str, Section] = {
     "engine": Section("GFLOP/s", ENGINE, engine_table),
     "start": Section("Seconds to compile + of the first call after that", ENGINE, start_table),
+    "widths": Section("Widths between, GFLOP/s", WIDTHS, widths_table),
     "scaling": Section("Cost at k = 9", frozenset({"scaling"}), scaling_table),
     "threads": Section("Threads", frozenset({"threads"}), threads_table),
     "others": Section("Everything else", OTHERS, others_table),
-    "targets": Section("Targets", ENGINE | {"scaling", "threads", "gpu"}, target_list),
+    "targets": Section("Targets", ENGINE | WIDTHS | {"scaling", "threads", "gpu"}, target_list),
 }
 """By the name that marks its place in a page."""
 
@@ -128,8 +134,8 @@ def fill(page: str, rows: Sequence[Row]) -> str:
     return page
 
 
-def _pivot(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
-    mine = [row for row in rows if row.benchmark == "engine"]
+def _pivot(rows: Sequence[Row], cell: Callable[[Row], str], *, benchmark: str = "engine") -> str:
+    mine = [row for row in rows if row.benchmark == benchmark]
     names = [name for name in CONTENDERS if any(row.contender == name for row in mine)]
     lines = [("case", "batch", *names)]
     for case in dict.fromkeys(row.case for row in mine):

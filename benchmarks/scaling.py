@@ -42,7 +42,7 @@ def run(
 
     Args:
         repeats: timed calls of each size.
-        networks: trainings at once.
+        networks: trainings at once; fewer of them take more steps, so that calls last alike.
         steps: descent steps in a call.
         depths: layers.
         samples: n.
@@ -52,7 +52,7 @@ def run(
         return [
             *_series(
                 "networks",
-                [(n, n, ours(make_job(WIDTH, n), count)) for n in networks],
+                [(n, n, ours(make_job(WIDTH, n), count * max(networks) // n)) for n in networks],
                 repeats,
             ),
             *_series("steps", [(s, few, ours(make_job(WIDTH, few), s)) for s in steps], repeats),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks import threads
-from benchmarks.engine import OURS, case_name
+from benchmarks.engine import OURS, case_name, width_of
 from benchmarks.gpu import MANY_CASE, OURS_GPU, PEAK
 from benchmarks.peers import C_KERNEL, PLAIN, TORCH
 from benchmarks.scaling import SERIES
@@ -28,6 +28,8 @@ GOALS: tuple[tuple[str, Callable[[int], float]], ...] = (
     (C_KERNEL, lambda width: 0.6),
 )
 """The peer, and the wanted share of its rate by width."""
+BETWEEN: tuple[tuple[str, float, int], ...] = ((PLAIN, 1.0, 2), (TORCH, 0.9, 32))
+"""The peer, the wanted share of its rate, and the width from which on it is wanted everywhere."""
 GPU_GOALS: tuple[tuple[str, float, tuple[int, ...]], ...] = (
     (PLAIN, 20.0, (2, 4, 8, 9, 16)),
     (PEAK, 0.4, (16, 32)),
@@ -64,13 +66,31 @@ class Check:
 
 def checks(rows: Sequence[Row]) -> list[Check]:
     """All targets that the rows speak of."""
-    return [*_widths(rows), *_linear(rows), *_copies(rows), *_gpu(rows)]
+    return [*_widths(rows), *_between(rows), *_linear(rows), *_copies(rows), *_gpu(rows)]
 
 
 def _widths(rows: Sequence[Row]) -> Iterator[Check]:
     for peer, goal in GOALS:
         for width in WIDTHS:
             yield from _share(rows, "engine", OURS, peer, width, goal(width))
+
+
+def _between(rows: Sequence[Row]) -> Iterator[Check]:
+    """The least of our rates over a peer's at the widths between :data:`WIDTHS`."""
+    mine = [row for row in rows if row.benchmark == "widths"]
+    for peer, goal, first in BETWEEN:
+        # A row's ratio is its time over ours.
+        found = {width_of(row): row.ratio for row in mine if row.contender == peer}
+        wanted = {width: ratio for width, ratio in found.items() if width >= first}
+        if not wanted:
+            continue
+        claim = f"≥ {goal:g}× {peer.partition(':')[0]} at {len(wanted)} other widths from {first}"
+        measured = {width: ratio for width, ratio in wanted.items() if ratio is not None}
+        if len(measured) < len(wanted):
+            yield Check(claim, None, False)
+        else:
+            worst = min(measured, key=measured.__getitem__)
+            yield _at_least(f"{claim}, least at k = {worst}", measured[worst], goal)
 
 
 def _gpu(rows: Sequence[Row]) -> Iterator[Check]:

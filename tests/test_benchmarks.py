@@ -15,7 +15,18 @@ import benchmarks
 from alignjax import datasets
 from alignjax.engines import available
 from benchmarks import __main__ as command
-from benchmarks import engine, gpu, moments, peers, reduced, scaling, table_1, threads, timing
+from benchmarks import (
+    engine,
+    gpu,
+    moments,
+    peers,
+    reduced,
+    scaling,
+    table_1,
+    threads,
+    timing,
+    widths,
+)
 from benchmarks.__main__ import BENCHMARKS, main, record
 from benchmarks.peers import c_kernel, pytorch
 from benchmarks.peers.job import make_job
@@ -88,6 +99,16 @@ def test_every_contender_gives_the_weights_of_the_numpy_loop():
     assert max(differences(rows).values()) < 1e-5
 
 
+def test_widths_between_have_the_batch_of_their_size_and_the_same_answers():
+    rows = widths.run(repeats=1, widths=(3, 5), batches=((4, 19), (8, 7)), steps=5, seconds=0)
+    assert {(row.benchmark, engine.width_of(row), row.runs) for row in rows} == {
+        ("widths", 3, 19),
+        ("widths", 5, 7),
+    }
+    assert len(rows) == 6
+    assert max(differences(rows).values()) < 1e-5
+
+
 def test_the_c_kernel_is_exact_in_float64_where_networks_do_not_fill_its_lanes():
     job = make_job(5, 19, dtype="float64")
     expected = peers.PEERS[peers.NUMPY](job, 7).call()
@@ -149,6 +170,13 @@ def test_scaling_divides_by_what_a_size_should_cost():
     grows = time["alignjax, 3 layers"] / time["alignjax, 2 layers"]
     assert deep.ratio == pytest.approx(grows * 4 / 7)
     assert {row.case for row in rows} == set(scaling.SERIES)
+
+
+def test_fewer_networks_take_more_steps_so_that_calls_last_alike():
+    rows = scaling.run(repeats=1, networks=(2, 8), steps=(4,), depths=(2,), samples=(20,))
+    (few, many) = [row for row in rows if row.case == "networks"]
+    assert (few.runs, few.steps, many.runs, many.steps) == (2, 16, 8, 4)
+    assert many.ratio == pytest.approx(many.step_microseconds / few.step_microseconds / 4)
 
 
 WORKER = """
@@ -214,6 +242,18 @@ def test_targets_compare_alignjax_with_each_peer_at_the_same_width():
         "linear in steps up to 1.1×: 1.25 ✗",
         "≥ 0.95× two processes, k = 9: 0.97 ✓",
     ]
+
+
+def test_targets_at_widths_between_tell_the_least_ratio_and_where():
+    def row(name, width, ratio):
+        return Row("widths", engine.case_name(width, "float32"), name, 1, ratio=ratio)
+
+    rows = [row(peers.PLAIN, 3, 5.0), row(peers.PLAIN, 40, 0.9), row(peers.TORCH, 3, 0.1)]
+    told = "≥ 1× plain JAX at 2 other widths from 2, least at k = 40: 0.9 ✗"
+    assert [str(check) for check in checks(rows)] == [told]
+    rows += [row(peers.TORCH, 40, None)]
+    wanted = "≥ 0.9× PyTorch at 1 other widths from 32: not measured"
+    assert [str(check) for check in checks(rows)] == [told, wanted]
 
 
 def test_targets_for_gpus_compare_with_plain_jax_and_the_card():

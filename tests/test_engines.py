@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 
 import alignjax as aj
-from alignjax.engines import fused, library
+from alignjax.engines import fused, gpu, library
 from tests.chains import TOLERANCE, Case, Level, by_numpy, by_xla, cases, difference
 from tests.chains import by_kernels as by_cpu
 
@@ -377,17 +377,41 @@ def test_derivatives_are_taken_inside_shard_map_and_of_it(engine):
 @needs_kernels
 @pytest.mark.parametrize(
     ("engine", "kernel", "platforms"),
-    [("auto", library.TARGET, ["cpu"]), ("gpu", "triton", ["cuda"])],
+    [
+        ("auto", library.TARGET, ["cpu"]),
+        ("auto", "triton", ["cuda"]),
+        ("gpu", "triton", ["cuda"]),
+    ],
 )
 def test_each_kernel_is_on_its_platform_alone(engine, kernel, platforms, monkeypatch):
     pytest.importorskip("jax.experimental.pallas.triton")
     monkeypatch.setattr(fused, "_without_gpu", lambda: None)  # lowering needs no GPU
+    monkeypatch.setattr(gpu, "proves_itself", lambda widths, dtype: True)
     X, Y, starts, rates = case((4, 4, 4), dtype=np.float32)
     run = jax.jit(jax.vmap(partial(advance, aj.regression(X, Y), engine=engine)))
     traced = run.trace(starts, rates)
     where = ("cpu", "cuda", "tpu") if engine == "auto" else ("cuda",)
     texts = {n: traced.lower(lowering_platforms=(n,)).as_text().lower() for n in where}
     assert [name for name, text in texts.items() if kernel in text] == platforms
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_auto_takes_a_kernel_for_gpus_that_has_proved_itself(proven, monkeypatch):
+    asked = []
+
+    def proves_itself(widths, dtype):
+        asked.append((widths, dtype))
+        return proven
+
+    monkeypatch.setattr(fused, "_without_gpu", lambda: None)
+    monkeypatch.setattr(gpu, "proves_itself", proves_itself)
+    for widths, known in [((4, 5, 3), True), ((70, 2, 70), False)]:  # the second fits on no chip
+        asked.clear()
+        X, Y, starts, _ = case(widths, samples=80)
+        start = tuple(jnp.asarray(w[0]) for w in starts)
+        kernels = fused.that_pay(aj.regression(X, Y), start, None)
+        assert ("gpu" in kernels) == (proven and known)
+        assert asked == ([(widths, np.float64)] if known else [])
 
 
 @pytest.fixture
@@ -509,7 +533,7 @@ def test_a_wheel_for_macos_names_what_it_is_compiled_for(
 def test_the_environment_chooses_an_instruction_set(wanted, right):
     name = library.instruction_sets()[-1] if right else wanted
     program = """
-from alignjax.engines import fused, library
+from alignjax.engines import fused, gpu, library
 print(library.reason_for_absence(), library.selected())
 from jax._src import xla_bridge
 assert not xla_bridge._backends, "loading the kernels started a backend"

@@ -18,6 +18,7 @@ from tests.jaxprs import inner_jaxprs
 # Versions of JAX without this lowering have no such engine.
 pytest.importorskip("jax.experimental.pallas.triton", exc_type=ImportError)
 launch = pytest.importorskip("alignjax.engines.gpu.launch")
+trial = pytest.importorskip("alignjax.engines.gpu.trial")
 
 SMALL = (2, 2)
 # One or both halves of the chain around its narrowest width, as lanes and as padded tiles.
@@ -171,7 +172,7 @@ def test_no_steps_and_steps_that_are_traced():
 
 def test_padding_stays_exactly_zero():
     widths = TILES[0]
-    plan = make_plan(widths, 2, np.float64)
+    plan = make_plan(widths, np.float64)
     assert plan.widths == (16, 16, 16)
     core, start = core_of(widths), networks(1, widths)
     moments = [getattr(core, name)[None] for name in plan.moment_names]
@@ -209,7 +210,7 @@ def test_it_lowers_for_cuda_without_a_gpu_in_full_precision(widths, dtype):
     kernel = equations(call.params["jaxpr"])
     precisions = {eqn.params["precision"] for eqn in kernel if eqn.primitive.name == "dot_general"}
     highest = jax.lax.Precision.HIGHEST
-    assert precisions == (set() if make_plan(widths, 1, dtype).lanes else {(highest, highest)})
+    assert precisions == (set() if make_plan(widths, dtype).lanes else {(highest, highest)})
     # The lowering takes a literal of `where` for a boolean if some trace before cached it weakly.
     assert "select_n" not in {eqn.primitive.name for eqn in kernel}
 
@@ -226,6 +227,85 @@ def test_it_lowers_inside_shard_map():
     )
     lowered = jax.jit(mapped).trace(start, rates).lower(lowering_platforms=("cuda",))
     assert "triton" in lowered.as_text()
+
+
+@pytest.mark.parametrize("batch", [100, 10_000_000])
+@pytest.mark.parametrize(("widths", "dtype"), [((4, 4, 4, 4), np.float32), ((16,) * 4, np.float64)])
+def test_batches_up_to_ten_million_are_one_kernel_and_need_no_larger_numbers(batch, widths, dtype):
+    core, start, rates = cases(widths, dtype)
+
+    def many(array):
+        return jax.ShapeDtypeStruct((batch, *array.shape[1:]), array.dtype)
+
+    run = jax.jit(jax.vmap(gpu.descend, in_axes=IN_AXES))
+    traced = run.trace(core, tuple(map(many, start)), many(rates), 5)
+    (call,) = calls(traced.jaxpr.jaxpr)
+    (programs,) = call.params["grid_mapping"].grid
+    assert batch / 128 <= programs <= batch
+    assert programs < 2**31  # what a grid may have
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert len(re.findall(r"custom_call @\S*triton", text)) == 1
+
+
+@pytest.fixture
+def device():
+    return jax.devices()[0]
+
+
+@pytest.mark.parametrize("widths", [(2, 1), LANES[1], TILES[1]])
+def test_a_kernel_is_tried_against_the_reference_whatever_is_being_traced(widths, device):
+    found = []
+
+    def tried(rate):
+        plans = [make_plan(widths, dtype) for dtype in (np.float32, np.float64)]
+        found.extend(trial.objection(plan, device, interpret=True) for plan in plans)
+        return rate**2
+
+    jax.jit(jax.vmap(jax.grad(tried)))(jnp.ones(2))
+    assert found == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda moved, taken: ((1.001 * moved[0], *moved[1:]), taken), "is off by"),
+        (lambda moved, taken: ((moved[0] * jnp.nan, *moved[1:]), taken), "is off by nan"),
+        (lambda moved, taken: (moved, taken.at[3].add(-1)), "takes .* steps where XLA takes"),
+        (lambda moved, taken: (moved, taken.at[-1].add(9)), "takes .* steps where XLA takes"),
+        (lambda moved, taken: moved[10], "fails: IndexError"),
+    ],
+    ids=["weights", "nan", "steps", "divergence", "error"],
+)
+def test_a_wrong_kernel_is_found_out_and_told(spoil, told, device, monkeypatch):
+    def wrong(plan, periods, interpret):
+        right = launch.batched(plan, periods, True)
+        return lambda *operands: spoil(*right(*operands))
+
+    monkeypatch.setattr(trial, "batched", wrong)
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [device])
+    plan = make_plan(LANES[0], np.float32)
+    try:
+        with pytest.warns(RuntimeWarning, match=rf"auto.*\(2, 3, 2\) in float32.*kernel.*{told}"):
+            assert not trial.passes(plan)
+    finally:
+        trial.passes.cache_clear()
+
+
+def test_a_kernel_that_passes_is_tried_once(device, monkeypatch):
+    tries = []
+
+    def objection(plan, where, *, interpret):
+        tries.append((plan.widths, where, interpret))
+
+    monkeypatch.setattr(trial, "objection", objection)
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [device])
+    try:
+        answers = [gpu.proves_itself(widths, np.float32) for widths in [(5, 6), (7, 8), (2, 3)]]
+    finally:
+        trial.passes.cache_clear()
+    assert answers == [True] * 3
+    small = make_plan((5, 6), np.float32).widths  # padded as (7, 8) is
+    assert tries == [(small, device, False), ((2, 3), device, False)]
 
 
 def equations(jaxpr):

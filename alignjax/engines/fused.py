@@ -79,16 +79,28 @@ def _widths(problem: MomentProblem, state: State) -> tuple[int, ...]:
 def that_pay(
     problem: Problem | ByOutputs, state: State, structure: tuple[Structure, ...] | None
 ) -> tuple[str, ...]:
-    """The kernels that are here, run this, and were measured to be faster than XLA for many runs.
+    """The kernels that are here, run this, and are taken for it without being named.
 
-    The one for GPUs is not among them: its speed was never measured.
+    The one for CPUs up to the width at which it was measured to be faster than XLA for many runs;
+    the one for GPUs wherever it fits on the chip, once it has given XLA's answer on the GPU at hand
+    (see :mod:`alignjax.engines.gpu.trial`).
     """
-    if library.reason_for_absence() is not None:
-        return ()
-    if unsupported("cpu", problem, state, structure) is not None:
-        return ()
-    assert isinstance(problem, MomentProblem)
-    return ("cpu",) if max(_widths(problem, state)) <= _WIDEST else ()
+    missing = reasons_for_absence()
+    return tuple(
+        name
+        for name in KERNELS
+        if name not in missing
+        and unsupported(name, problem, state, structure) is None
+        and _pays(name, problem, state)
+    )
+
+
+def _pays(name: str, problem: Problem | ByOutputs, state: State) -> bool:
+    assert isinstance(problem, MomentProblem)  # see `unsupported`
+    widths = _widths(problem, state)
+    if name == "cpu":
+        return max(widths) <= _WIDEST
+    return gpu.proves_itself(widths, state[0].dtype)
 
 
 def advance(

@@ -20,14 +20,10 @@ __all__ = ["C_KERNEL", "train_in_c"]
 C_KERNEL = "plain C: a kernel for this job alone"
 SOURCE = Path(__file__).with_name("c_kernel.c")
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-pthread")
-WIDEST = 128
-"""Beyond it the kernel runs out of every cache and is no limit."""
 
 
 def train_in_c(job: Job, steps: int) -> Contender:
     """The descent in C on all cores that this process may use."""
-    if job.width > WIDEST:
-        raise NotMeasured(f"built for small widths: no limit beyond k = {WIDEST}")
     start = time.perf_counter()
     compiler = _compiler()
     library = _compile(compiler, job.width, job.target.dtype)

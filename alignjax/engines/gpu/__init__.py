@@ -21,22 +21,23 @@ the compiler some ten seconds.
 
 Of the two lowerings of Pallas for these GPUs this is the one by Triton: it takes small products in
 full precision, runs on Ampere and later chips, and lowers without a GPU, so that every machine can
-test it. The other one, Mosaic GPU, needs Hopper and has products for tensor cores only. Where a
-version of JAX has no Triton lowering any more, the reference engine runs instead.
+test it; :mod:`alignjax.engines.gpu.trial` tries it on the card. The other one, Mosaic GPU, needs
+Hopper and has products for tensor cores only. Where a version of JAX has no Triton lowering any
+more, the reference engine runs instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jaxtyping import Array
 
 from alignjax.engines.gpu.plan import applies, make_plan
-from alignjax.linalg import narrowest_vertex
 from alignjax.problems import MomentProblem
 
-__all__ = ["applies", "descend", "reason_for_absence"]
+__all__ = ["applies", "descend", "proves_itself", "reason_for_absence"]
 
 State = tuple[Array, ...]
 
@@ -57,6 +58,18 @@ def reason_for_absence() -> str | None:
     if capability < _OLDEST:
         return f"they need compute capability {_OLDEST}, a GPU here has {capability}"
     return None
+
+
+def proves_itself(widths: Sequence[int], dtype: Any) -> bool:
+    """Whether the kernel for these widths gave the reference's answer on the GPU of this process.
+
+    Args:
+        widths: ``(k_0, ..., k_d)``; :func:`applies` to them.
+        dtype: of the weights.
+    """
+    from alignjax.engines.gpu.trial import passes
+
+    return passes(make_plan(widths, dtype))
 
 
 def descend(
@@ -89,7 +102,7 @@ def descend(
     from alignjax.engines.gpu.launch import batched
 
     widths = [start[0].shape[1], *(w.shape[0] for w in start)]
-    plan = make_plan(widths, narrowest_vertex(start), start[0].dtype)
+    plan = make_plan(widths, start[0].dtype)
     moments: tuple[Any, ...] = tuple(getattr(core, name)[None] for name in plan.moment_names)
     run = batched(plan, ((1, 1),) * len(moments), interpret)
     moved, taken = run(steps, tuple(w[None] for w in start), rates[None], moments)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from alignjax.linalg import narrowest
 from alignjax.problems import largest_risk
 
 __all__ = ["Plan", "applies", "make_plan"]
@@ -30,7 +31,7 @@ class Plan:
 
     Attributes:
         widths: ``(k_0, ..., k_d)`` on the chip, zeros appended.
-        vertex: where the chain of layers is cut, see :func:`alignjax.linalg.narrowest_vertex`.
+        vertex: where the chain of layers is cut, see :func:`alignjax.linalg.narrowest`.
         dtype: the precision, by name.
         lanes: whether a network is one lane, or else a program.
     """
@@ -90,7 +91,7 @@ def applies(widths: Sequence[int], dtype: Any) -> bool:
     return _layout(widths, jnp.dtype(dtype)) is not None
 
 
-def make_plan(widths: Sequence[int], vertex: int, dtype: Any) -> Plan:
+def make_plan(widths: Sequence[int], dtype: Any) -> Plan:
     """The layout of a network on the chip.
 
     Raises:
@@ -103,7 +104,7 @@ def make_plan(widths: Sequence[int], vertex: int, dtype: Any) -> Plan:
             f"in {jnp.dtype(dtype)}"
         )
     padded, lanes = layout
-    return Plan(padded, vertex, jnp.dtype(dtype).name, lanes)
+    return Plan(padded, narrowest(widths), jnp.dtype(dtype).name, lanes)
 
 
 def _layout(widths: Sequence[int], dtype: Any) -> tuple[tuple[int, ...], bool] | None:
