@@ -39,6 +39,7 @@ BENCHMARKS = {
     "reduced": reduced.run,
     "engine": engine.run,
     "widths": widths.run,
+    "single": widths.run_single,
     "gpu": gpu.run,
     "scaling": scaling.run,
     "threads": threads.run,
@@ -80,7 +81,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--output", type=Path, help="write the results as JSON here")
-    parser.add_argument("--figure", type=Path, help="draw `engine` and `scaling` here, as PNG")
+    parser.add_argument("--figure", type=Path, help="draw how rates grow with k here, as PNG")
     parser.add_argument("--page", type=Path, help="put the short tables into this README")
     parser.add_argument("--read", type=Path, help="measure nothing, report this JSON")
     parser.add_argument(

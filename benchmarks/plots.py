@@ -59,8 +59,8 @@ def draw(rows: Sequence[Row], path: Path, *, machine: str) -> None:
         _scaling(right, rows)
         style.add_note(
             fig,
-            "Three layers, float32, 1,024 networks (16,384 up to k = 4; 128 and 32 at k = 128 and "
-            f"256); operations are those of the 6 products that a step needs, for all. {machine}.",
+            "Three layers, float32, 1,024 networks (16,384 up to k = 4; 128 from k = 96, 32 from "
+            f"192); operations are those of the 6 products that a step needs, for all. {machine}.",
         )
         drawn = io.BytesIO()
         fig.savefig(drawn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from benchmarks.engine import CONTENDERS
@@ -41,9 +42,9 @@ def engine_table(rows: Sequence[Row]) -> str:
     return _pivot(rows, lambda row: _number(row.gflops, ",.3g"))
 
 
-def widths_table(rows: Sequence[Row]) -> str:
-    """GFLOP/s of the benchmark ``widths``: a line a width, a column a contender."""
-    return _pivot(rows, lambda row: _number(row.gflops, ",.3g"), benchmark="widths")
+def widths_table(rows: Sequence[Row], benchmark: str = "widths") -> str:
+    """GFLOP/s of ``widths`` or ``single``: a line a width, a column a contender."""
+    return _pivot(rows, lambda row: _number(row.gflops, ",.3g"), benchmark=benchmark)
 
 
 def start_table(rows: Sequence[Row]) -> str:
@@ -101,6 +102,9 @@ SECTIONS: Mapping[str, Section] = {
     "engine": Section("GFLOP/s", ENGINE, engine_table),
     "start": Section("Seconds to compile + of the first call after that", ENGINE, start_table),
     "widths": Section("Widths between, GFLOP/s", WIDTHS, widths_table),
+    "single": Section(
+        "One network, GFLOP/s", frozenset({"single"}), partial(widths_table, benchmark="single")
+    ),
     "scaling": Section("Cost at k = 9", frozenset({"scaling"}), scaling_table),
     "threads": Section("Threads", frozenset({"threads"}), threads_table),
     "others": Section("Everything else", OTHERS, others_table),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks import threads
-from benchmarks.engine import OURS, case_name, width_of
+from benchmarks.engine import OURS, STEPS, case_name, width_of
 from benchmarks.gpu import MANY_CASE, OURS_GPU, PEAK
 from benchmarks.peers import C_KERNEL, PLAIN, TORCH
 from benchmarks.scaling import SERIES
@@ -14,7 +14,7 @@ from benchmarks.timing import Row
 
 __all__ = ["Check", "checks"]
 
-WIDTHS = (2, 4, 9, 16, 32, 64, 128, 256)
+WIDTHS = tuple(STEPS)
 
 
 def _torch_goal(width: int) -> float:

@@ -194,12 +194,11 @@ struct Chain {
     products.multiply(product, moment, Subtract<P>{signal, cross_moment});
     Mask fine;
     if constexpr (kExact) {
-      V risk{};
-      products.each(product, [&](long at) {
-        risk += (P::get(signal + at) + P::get(slope + at)) *
+      const V risk = products.sum(product, [&](long at, V& part) {
+        part += (P::get(signal + at) + P::get(slope + at)) *
                 (P::get(product.at + at) - P::get(minimizer + at));
       });
-      fine = acceptable(floor + P::splat(0.5) * P::total(risk));
+      fine = acceptable(floor + P::splat(0.5) * risk);
     } else {
       V sum = squares[0];
       for (int i = 1; i < P::kRows; ++i) sum += squares[i];
@@ -225,10 +224,11 @@ struct Chain {
     products.multiply(m, transposed(inner), Store<P>{s.at});
     products.multiply(transposed(outer), outer, Store<P>{g.at});
     products.multiply(transposed(outer), cross, Store<P>{p.at});
-    V quadratic{}, linear{};
-    products.each(s, [&](long at) { quadratic += P::get(g.at + at) * P::get(s.at + at); });
-    products.each(p, [&](long at) { linear += P::get(p.at + at) * P::get(inner.at + at); });
-    const V risk = P::splat(0.5) * (energy + P::total(quadratic)) - P::total(linear);
+    const V quadratic = products.sum(
+        s, [&](long at, V& part) { part += P::get(g.at + at) * P::get(s.at + at); });
+    const V linear = products.sum(
+        p, [&](long at, V& part) { part += P::get(p.at + at) * P::get(inner.at + at); });
+    const V risk = P::splat(0.5) * (energy + quadratic) - linear;
     const Mask fine = acceptable(risk);
     products.multiply(cross, transposed(inner), Store<P>{subtrahend});
     products.multiply(outer, s, Subtract<P>{outer_signal[0], subtrahend});

@@ -59,6 +59,14 @@ struct Columns {
     }
   }
 
+  // `f(at, part)` adds what entry `at` contributes.
+  template <class F>
+  ALIGNJAX_INLINE V sum(Matrix<Cell> m, F f) const {
+    V part{};
+    each(m, [&](long at) { f(at, part); });
+    return total(part);
+  }
+
   void pack(Cell* to, int rows, int cols, int, const Number* from) const {
     const long width = k(cols), step = across(cols);
     for (long i = 0; i < k(rows); ++i) {
@@ -168,6 +176,14 @@ struct Columns {
   static void blocks(long m, long n, long inner, const Cell* a, long down, long along,
                      const Cell* b, long step, Epilogue epilogue) {
     long j = 0;
+    // One or two rows fill no pipeline unless they are taken in longer pieces.
+    for (constexpr int N = ALIGNJAX_ROWS; m <= 2 && j + N * Vec::lanes <= n; j += N * Vec::lanes) {
+      if (m == 2) {
+        tile<2, N>(inner, a, down, along, b + j, step, j, epilogue);
+      } else {
+        tile<1, N>(inner, a, down, along, b + j, step, j, epilogue);
+      }
+    }
     for (; j + 2 * Vec::lanes <= n; j += 2 * Vec::lanes) {
       strip<2>(m, inner, a, down, along, b + j, step, j, epilogue);
     }

@@ -1,5 +1,6 @@
 // The way in from XLA for networks, and the choice of an instruction set.
 #include "call.h"
+#include "layout.h"
 
 namespace alignjax {
 
@@ -37,6 +38,7 @@ struct Job : Packs {
   Sizes batch, widths;
   std::int64_t networks = 1, steps = 0, per_pack = 1;
   Shape shape{};
+  Layout layout = Layout::kBest;
   bool columns = false;
   const InstructionSet* set = nullptr;
   std::vector<Batched> operands;  // as in Operand, the layers from kWeights on
@@ -123,7 +125,12 @@ void stand_still(const Job& job, std::size_t item) {
 
 template <class T>
 ffi::Error run(ffi::ThreadPool& pool, const std::shared_ptr<Job>& job) {
-  job->per_pack = job->columns ? 1 : kernels<T>(*job->set).lanes;
+  const std::int64_t lanes = kernels<T>(*job->set).lanes;
+  job->columns = job->layout == Layout::kColumns ||
+                 (job->layout == Layout::kBest &&
+                  by_columns(job->widths, job->shape.vertex, sizeof(T), lanes, job->networks,
+                             std::max<std::int64_t>(pool.num_threads(), 1)));
+  job->per_pack = job->columns ? 1 : lanes;
   job->packs = (job->networks + job->per_pack - 1) / job->per_pack;
   return share(pool, job, multiplications(*job), work<T>);
 }
@@ -131,7 +138,7 @@ ffi::Error run(ffi::ThreadPool& pool, const std::shared_ptr<Job>& job) {
 // Operands: steps, rates, Sigma_xx, Sigma_yx, W*, the slope there, energy, floor, W_1, ..., W_d.
 // Results: taken, W_1, ..., W_d.
 ffi::Error checked_advance(ffi::ThreadPool& pool, ffi::RemainingArgs& args,
-                           ffi::RemainingRets& rets, std::int64_t vertex, bool columns) {
+                           ffi::RemainingRets& rets, std::int64_t vertex, std::int64_t layout) {
   const std::size_t depth = rets.size() - 1;
   if (rets.size() < 2 || args.size() != 1 + kWeights + depth) {
     return invalid("operands are missing");
@@ -143,7 +150,7 @@ ffi::Error checked_advance(ffi::ThreadPool& pool, ffi::RemainingArgs& args,
     return invalid("steps must be one int32");
   }
   auto job = std::make_shared<Job>();
-  job->columns = columns;
+  job->layout = static_cast<Layout>(layout);
   job->set = selected_set();
   job->steps = *steps->typed_data<std::int32_t>();
   const auto lead = (*taken)->dimensions();
@@ -194,6 +201,7 @@ ffi::Error checked_advance(ffi::ThreadPool& pool, ffi::RemainingArgs& args,
     }
   }
   if (vertex < 0 || vertex > static_cast<std::int64_t>(depth)) return invalid("vertex is no index");
+  if (layout < 0 || layout > 2) return invalid("layout is none of three");
   job->shape = {job->widths.data(), static_cast<std::int64_t>(depth), vertex};
   if (job->steps <= 0) {
     stand_still(*job, item);
@@ -204,9 +212,9 @@ ffi::Error checked_advance(ffi::ThreadPool& pool, ffi::RemainingArgs& args,
 
 // XLA is not prepared for exceptions.
 ffi::Error advance(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                   std::int64_t vertex, bool columns) noexcept {
+                   std::int64_t vertex, std::int64_t layout) noexcept {
   try {
-    return checked_advance(pool, args, rets, vertex, columns);
+    return checked_advance(pool, args, rets, vertex, layout);
   } catch (const std::bad_alloc&) {
     return no_memory();
   }
@@ -222,13 +230,16 @@ XLA_FFI_DEFINE_HANDLER(advance_handler, advance,
                            .RemainingArgs()
                            .RemainingRets()
                            .Attr<std::int64_t>("vertex")
-                           .Attr<bool>("columns"));
+                           .Attr<std::int64_t>("layout"));
 
 }  // namespace alignjax
 
 ALIGNJAX_EXPORT XLA_FFI_Error* alignjax_advance(XLA_FFI_CallFrame* frame) {
   return alignjax::advance_handler(frame);
 }
+
+// To be raised whenever what Python hands over changes; see library.py.
+ALIGNJAX_EXPORT int alignjax_interface() { return 2; }
 
 // A digest of the sources that this is compiled from.
 ALIGNJAX_EXPORT const char* alignjax_sources() { return ALIGNJAX_SOURCES; }

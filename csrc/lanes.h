@@ -49,6 +49,20 @@ struct Lanes {
     for (long at = 0; at < n; ++at) f(at);
   }
 
+  // In the order in which vectors along the columns of a matrix are summed, so that networks freeze
+  // at the same risk however they lie.
+  template <class F>
+  ALIGNJAX_INLINE V sum(Matrix<Cell> m, F f) const {
+    V parts[networks] = {};
+    const long rows = k(m.rows), cols = k(m.cols);
+    for (long i = 0, at = 0; i < rows; ++i) {
+      for (long j = 0; j < cols; ++j, ++at) f(at, parts[j % networks]);
+    }
+    V out{};
+    for (int part = 0; part < networks; ++part) out += parts[part];
+    return out;
+  }
+
   void pack(Cell* to, int rows, int cols, int lane, const Number* from) const {
     const long n = k(rows) * k(cols);
     Number* at = reinterpret_cast<Number*>(to) + lane;

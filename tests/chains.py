@@ -16,6 +16,7 @@ from alignjax.problems import MomentProblem, largest_risk
 
 # Around lengths of vectors, tiles of registers, and where vectors turn along the columns.
 EDGES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33, 47, 48, 49, 63, 64, 65)
+EDGES += (113, 128, 129)  # long enough for one row to be taken in pieces of eight vectors
 WITH_CODE_OF_THEIR_OWN = (2, 3, 4, 8, 9, 16)
 # Healthy networks, relative to a layer's largest entry.
 TOLERANCE = {"float64": 1e-10, "float32": 2e-3}
@@ -46,7 +47,7 @@ class Case:
         levels: the nest of ``vmap``, the outermost first.
         segments: steps between save points.
         per_layer: whether there is a rate a layer.
-        columns: as in :func:`alignjax.engines.fused.on_cpu`.
+        layout: as in :func:`alignjax.engines.fused.on_cpu`.
         samples: how many.
         wild: the share of rates that are far too large, and half of that of starts that are bad.
         instruction_set: an index, modulo those that run here.
@@ -58,7 +59,7 @@ class Case:
     levels: tuple[Level, ...]
     segments: tuple[int, ...]
     per_layer: bool
-    columns: bool | None
+    layout: str
     samples: int
     wild: float
     instruction_set: int
@@ -114,7 +115,7 @@ def cases(draw: Any, widest: int = 70) -> Case:
         tuple(levels),
         segments,
         draw(st.booleans()),
-        draw(st.sampled_from([None, False, True])),
+        draw(st.sampled_from(fused.LAYOUTS)),
         draw(st.integers(1, 2 * max(widths))),
         draw(st.sampled_from([0.0, 0.0, 0.3, 1.0])),
         draw(st.integers(0, 2)),
@@ -212,7 +213,7 @@ def by_kernels(case: Case) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """By the compiled kernels, of the case's instruction set."""
 
     def advance(problem: MomentProblem, state: Any, rates: Any, steps: Any) -> Any:
-        return fused.on_cpu(problem, state, rates, steps, columns=case.columns)
+        return fused.on_cpu(problem, state, rates, steps, layout=case.layout)
 
     before, names = library.selected(), library.instruction_sets()
     library.select(names[case.instruction_set % len(names)])

@@ -105,7 +105,9 @@ def test_widths_between_have_the_batch_of_their_size_and_the_same_answers():
         ("widths", 3, 19),
         ("widths", 5, 7),
     }
-    assert len(rows) == 6
+    rows += widths.run_single(repeats=1, widths=(3,), steps=5, seconds=0)
+    assert [(row.benchmark, row.runs) for row in rows[6:]] == [("single", 1)] * 3
+    assert len(rows) == 9
     assert max(differences(rows).values()) < 1e-5
 
 

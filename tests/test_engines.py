@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +50,7 @@ def over_batch(problem, engine):
 def shape(widths, dtype="float64", *, networks=3):
     """A case with starts and rates of their own for every network."""
     levels = (Level(networks, None, 0, 0),)
-    return Case(widths, dtype, levels, (50,), True, None, 12, wild=0, instruction_set=0, seed=0)
+    return Case(widths, dtype, levels, (50,), True, "best", 12, wild=0, instruction_set=0, seed=0)
 
 
 def assert_close(found, expected, rtol):
@@ -386,6 +387,7 @@ def test_derivatives_are_taken_inside_shard_map_and_of_it(engine):
 def test_each_kernel_is_on_its_platform_alone(engine, kernel, platforms, monkeypatch):
     pytest.importorskip("jax.experimental.pallas.triton")
     monkeypatch.setattr(fused, "_without_gpu", lambda: None)  # lowering needs no GPU
+    monkeypatch.setattr(gpu, "takes_part", lambda: True)
     monkeypatch.setattr(gpu, "proves_itself", lambda widths, dtype: True)
     X, Y, starts, rates = case((4, 4, 4), dtype=np.float32)
     run = jax.jit(jax.vmap(partial(advance, aj.regression(X, Y), engine=engine)))
@@ -404,6 +406,7 @@ def test_auto_takes_a_kernel_for_gpus_that_has_proved_itself(proven, monkeypatch
         return proven
 
     monkeypatch.setattr(fused, "_without_gpu", lambda: None)
+    monkeypatch.setattr(gpu, "takes_part", lambda: True)
     monkeypatch.setattr(gpu, "proves_itself", proves_itself)
     for widths, known in [((4, 5, 3), True), ((70, 2, 70), False)]:  # the second fits on no chip
         asked.clear()
@@ -412,6 +415,26 @@ def test_auto_takes_a_kernel_for_gpus_that_has_proved_itself(proven, monkeypatch
         kernels = fused.that_pay(aj.regression(X, Y), start, None)
         assert ("gpu" in kernels) == (proven and known)
         assert asked == ([(widths, np.float64)] if known else [])
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("widths", "taken"),
+    [
+        ((64, 1, 64), False),
+        ((128, 2, 2, 128), False),
+        ((256, 4, 256), False),
+        ((64, 2, 64), True),
+        ((64, 64, 1, 64), True),  # a layer of 64 x 64 to multiply with
+        ((256, 64, 1), True),
+        ((257, 2), False),  # too wide
+    ],
+)
+def test_auto_leaves_to_xla_what_xla_does_faster(widths, taken):
+    X, Y, starts, _ = case(widths, samples=300)
+    start = tuple(jnp.asarray(w[0]) for w in starts)
+    chosen = aj.engines.resolve("auto", aj.regression(X, Y), start)
+    assert chosen == ("auto" if taken else "xla")
 
 
 @pytest.fixture
@@ -435,6 +458,50 @@ def test_all_instruction_sets_agree(widths, dtype, restored):
         found.append(jax.block_until_ready(run(starts, rates)[0]))
     for other in found[1:]:
         assert_close(other, found[0], 1e-12 if dtype == np.float64 else 1e-4)
+
+
+@needs_kernels
+@settings(max_examples=12, deadline=None)
+@given(case=cases(widest=40))
+@example(case=shape((2, 2, 2, 2), "float32", networks=17))
+@example(case=shape((9, 9, 9), "float32", networks=17))
+@example(case=shape((40, 3, 3, 40), networks=9))
+@example(case=shape((130, 2), "float32", networks=3))
+@example(case=shape((2, 130), "float32", networks=3))
+def test_networks_in_lanes_and_by_columns_are_the_same_to_the_last_bit(case):
+    # So the kernel may choose by how many networks there are, and no chunk size shows.
+    found = [by_cpu(replace(case, layout=layout)) for layout in ("lanes", "columns")]
+    for lanes, columns in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
+        np.testing.assert_array_equal(lanes, columns)
+
+
+@needs_kernels
+@pytest.mark.parametrize("inner", [(), (3,)], ids=["one layer", "a bottleneck"])
+@pytest.mark.parametrize("width", [8, 20])
+def test_a_risk_within_roundoff_of_the_largest_freezes_alike_in_lanes_and_by_columns(width, inner):
+    count, rate = 4000, np.float32(1e-30)  # nothing moves: who starts below the limit stays there
+    random = np.random.default_rng(0)
+    widths = (width, *inner, width)
+    layers = [random.normal(size=(count, b, a)) for a, b in pairwise(widths)]
+    product = layers[0] if not inner else layers[1] @ layers[0]
+    largest = float(np.finfo(np.float32).max) ** 0.5
+    scale = np.sqrt(2 * largest / (product**2).sum((1, 2)))
+    scale *= 1 + random.uniform(-3e-7, 3e-7, count)
+    layers[-1] *= scale[:, None, None]
+    starts = tuple(w.astype(np.float32) for w in layers)
+    zeros = np.zeros((width, width), np.float32)
+    problem = aj.from_moments(np.eye(width, dtype=np.float32), zeros, np.float32(0))
+
+    @partial(jax.jit, static_argnums=1)
+    def run(starts, layout):
+        rates = jnp.full(len(starts), rate)
+        return jax.vmap(lambda w: fused.on_cpu(problem, w, rates, jnp.int32(3), layout=layout))(
+            starts
+        )
+
+    lanes, columns = run(starts, "lanes")[1], run(starts, "columns")[1]
+    assert set(np.asarray(lanes).tolist()) == {0, 3}  # both sides of the limit
+    np.testing.assert_array_equal(lanes, columns)
 
 
 @needs_kernels
@@ -483,6 +550,13 @@ def test_a_library_that_cannot_be_loaded_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "_loaded", None)
     monkeypatch.setattr(library, "FILE", broken)
     assert "cannot be loaded" in aj.engines.unavailable()["cpu"]
+
+
+@needs_kernels
+def test_a_library_of_another_version_is_told(monkeypatch):
+    monkeypatch.setattr(library, "_loaded", None)
+    monkeypatch.setattr(library, "_INTERFACE", -1)
+    assert "those of another version: install it again" in aj.engines.unavailable()["cpu"]
 
 
 @needs_kernels

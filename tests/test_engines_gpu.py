@@ -18,6 +18,7 @@ from tests.jaxprs import inner_jaxprs
 # Versions of JAX without this lowering have no such engine.
 pytest.importorskip("jax.experimental.pallas.triton", exc_type=ImportError)
 launch = pytest.importorskip("alignjax.engines.gpu.launch")
+kernels = pytest.importorskip("alignjax.engines.gpu.kernels")
 trial = pytest.importorskip("alignjax.engines.gpu.trial")
 
 SMALL = (2, 2)
@@ -266,29 +267,91 @@ def test_a_kernel_is_tried_against_the_reference_whatever_is_being_traced(widths
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("widths", "dtype"),
     [
-        (lambda moved, taken: ((1.001 * moved[0], *moved[1:]), taken), "is off by"),
-        (lambda moved, taken: ((moved[0] * jnp.nan, *moved[1:]), taken), "is off by nan"),
-        (lambda moved, taken: (moved, taken.at[3].add(-1)), "takes .* steps where XLA takes"),
+        ((1, 1), "float64"),
+        ((1,) * 33, "float64"),
+        ((2,) * 17, "float64"),
+        ((64,) * 4, "float64"),
+        ((4, 1, 4), "float32"),
+        ((8,) * 49, "float32"),
+    ],
+)
+def test_what_a_kernel_is_tried_on_is_stable_but_for_one_network(widths, dtype):
+    with trial._in_precision(dtype):
+        problem, start, rates = trial.example(make_plan(widths, dtype))
+        _, taken = trial._by_xla(problem, start, rates, jnp.int32(trial._STEPS))
+    assert (taken[:-1] == trial._STEPS).all()
+    assert taken[-1] < trial._STEPS
+
+
+def spoil(layer, value, network=0):
+    """Puts a factor before one layer of one network."""
+
+    def spoiled(moved, taken):
+        wrong = moved[layer].at[network].multiply(value)
+        return (*moved[:layer], wrong, *moved[layer + 1 :]), taken
+
+    return spoiled
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (spoil(0, 1.0001), "is off by .* of W_1"),
+        (spoil(0, np.nan), "is off by nan of the norm of W_1"),
+        (spoil(1, np.nan), "is off by nan of the norm of W_2"),
+        (spoil(1, 1.1, network=-1), "W_2 that is off by .* where a network diverges"),
+        (spoil(1, np.nan, network=-1), "W_2 that is off by nan where a network diverges"),
+        (lambda moved, taken: (moved, taken.at[3].add(-1)), "takes 23 steps where XLA takes 24"),
         (lambda moved, taken: (moved, taken.at[-1].add(9)), "takes .* steps where XLA takes"),
         (lambda moved, taken: moved[10], "fails: IndexError"),
     ],
-    ids=["weights", "nan", "steps", "divergence", "error"],
+    ids=["weights", "nan", "nan later", "frozen", "frozen nan", "steps", "divergence", "error"],
 )
-def test_a_wrong_kernel_is_found_out_and_told(spoil, told, device, monkeypatch):
-    def wrong(plan, periods, interpret):
-        right = launch.batched(plan, periods, True)
-        return lambda *operands: spoil(*right(*operands))
+@pytest.mark.parametrize("which", [launch.SMALL_BLOCK, launch.BLOCK])
+def test_a_wrong_kernel_is_found_out_and_told(wrong, told, which, device, monkeypatch):
+    def kernel(plan, periods, interpret, block):
+        right = launch.batched(plan, periods, True, block)
+        return (lambda *operands: wrong(*right(*operands))) if block == which else right
 
-    monkeypatch.setattr(trial, "batched", wrong)
+    monkeypatch.setattr(trial, "batched", kernel)
     monkeypatch.setattr(jax, "local_devices", lambda backend: [device])
-    plan = make_plan(LANES[0], np.float32)
+    plan = make_plan((2, 1, 2), np.float32)
     try:
-        with pytest.warns(RuntimeWarning, match=rf"auto.*\(2, 3, 2\) in float32.*kernel.*{told}"):
+        with pytest.warns(RuntimeWarning, match=rf"auto.*\(2, 1, 2\) in float32.*kernel.*{told}"):
             assert not trial.passes(plan)
     finally:
         trial.passes.cache_clear()
+
+
+def test_products_in_tf32_are_found_out(device, monkeypatch):
+    exact = kernels.matmul
+
+    def rounded(a, b):
+        return exact(*(jax.lax.reduce_precision(each, 8, 10) for each in (a, b)))
+
+    monkeypatch.setattr(kernels, "matmul", rounded)
+    plan = make_plan((16, 16, 16), np.float32)
+    assert "is off by" in trial.objection(plan, device, interpret=True)
+
+
+def test_no_kernel_is_tried_for_a_program_on_a_cpu(monkeypatch):
+    assert jax.default_backend() != "cpu" or not gpu.takes_part()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert gpu.takes_part()
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert not gpu.takes_part()
+    inside = []
+    mesh = jax.sharding.Mesh(jax.devices()[:1], "devices")
+    over = jax.sharding.PartitionSpec("devices")
+
+    def tracing(rates):
+        inside.append(gpu.takes_part())
+        return rates
+
+    jax.shard_map(tracing, mesh=mesh, in_specs=over, out_specs=over)(jnp.ones(1))
+    assert inside[0] == (jax.__version_info__ >= (0, 10, 2))
 
 
 def test_a_kernel_that_passes_is_tried_once(device, monkeypatch):

@@ -153,9 +153,10 @@ std::vector<float> descend(Threads& threads, std::int64_t count, bool columns) {
   for (auto& layer : moved) results.add(kF32, layer, {kRuns, kWidth, kWidth});
 
   std::int64_t vertex = 2;
-  XLA_FFI_Scalar scalars[] = {{XLA_FFI_DataType_PRED, &columns}, {XLA_FFI_DataType_S64, &vertex}};
+  std::int64_t layout = columns ? 2 : 1;
+  XLA_FFI_Scalar scalars[] = {{XLA_FFI_DataType_S64, &layout}, {XLA_FFI_DataType_S64, &vertex}};
   void* attributes[] = {&scalars[0], &scalars[1]};
-  XLA_FFI_ByteSpan names[] = {{"columns", 7}, {"vertex", 6}};
+  XLA_FFI_ByteSpan names[] = {{"layout", 6}, {"vertex", 6}};
   XLA_FFI_ByteSpan* each_name[] = {&names[0], &names[1]};
   XLA_FFI_AttrType scalar[] = {XLA_FFI_AttrType_SCALAR, XLA_FFI_AttrType_SCALAR};
   call(alignjax_advance, threads, count, given, results,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -23,13 +24,17 @@ from alignjax.linalg import narrowest_vertex, tied
 from alignjax.problems import ByOutputs, MomentProblem, Problem, from_span, to_span
 from alignjax.structures import Structure
 
-__all__ = ["KERNELS", "advance", "on_cpu", "reasons_for_absence", "that_pay", "unsupported"]
+__all__ = [
+    "KERNELS",
+    "LAYOUTS",
+    "advance",
+    "on_cpu",
+    "reasons_for_absence",
+    "that_pay",
+    "unsupported",
+]
 
 State = tuple[Array, ...]
-
-# From this width on networks are run one after the other, below it many side by side: by bytes of
-# a number, measured for depth 3.
-_WIDE = {4: 32, 8: 24}
 
 # Up to this width kernels for CPUs are measured to win; beyond it XLA shares one network among
 # threads, and so may win where there are many.
@@ -37,6 +42,11 @@ _WIDEST = 256
 
 KERNELS = ("cpu", "gpu")
 """The names of the engines that this layer runs."""
+
+LAYOUTS = ("best", "lanes", "columns")
+"""How the CPU kernel uses its vectors: many networks side by side, one entry of each in a lane; one
+network after the other, vectors along its columns; or what is faster for the widths and the number
+of networks, see ``csrc/layout.h``."""
 
 
 @lru_cache
@@ -99,8 +109,20 @@ def _pays(name: str, problem: Problem | ByOutputs, state: State) -> bool:
     assert isinstance(problem, MomentProblem)  # see `unsupported`
     widths = _widths(problem, state)
     if name == "cpu":
-        return max(widths) <= _WIDEST
-    return gpu.proves_itself(widths, state[0].dtype)
+        return max(widths) <= _WIDEST and not _is_bottleneck(widths)
+    return gpu.takes_part() and gpu.proves_itself(widths, state[0].dtype)
+
+
+def _is_bottleneck(widths: tuple[int, ...]) -> bool:
+    """Whether nearly all work is products of a row or two with wide moments.
+
+    Where networks share the moments, XLA multiplies the rows of all of them at once, up to eight
+    times faster than a kernel that runs one network after the other.
+    """
+    inputs, outputs, narrow = widths[0], widths[-1], min(widths)
+    inside = narrow < min(inputs, outputs)
+    layers = sum(a * b for a, b in pairwise(widths))
+    return inside and min(inputs, outputs) >= 64 * narrow and 4 * layers < inputs * outputs
 
 
 def advance(
@@ -175,7 +197,7 @@ def on_cpu(
     rates: Array,
     steps: Array,
     *,
-    columns: bool | None = None,
+    layout: str = "best",
 ) -> tuple[State, Array]:
     """The kernels for CPUs.
 
@@ -184,15 +206,11 @@ def on_cpu(
         start: the weights, in the same coordinates.
         rates: one a layer.
         steps: how many, an int32 that is not batched.
-        columns: whether vectors run along the columns of one network, or across networks; by
-            default what is faster for the widths.
+        layout: one of :data:`LAYOUTS`; no bit depends on it.
 
     Returns:
         The state after the steps, or the last one before divergence, and the steps taken.
     """
-    if columns is None:
-        widest = max(size for w in start for size in w.shape)
-        columns = widest >= _WIDE[start[0].dtype.itemsize]
     results = [jax.ShapeDtypeStruct((), jnp.int32)]
     results += [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in start]
     # Batch axes of operands that are not batched have length 1: shared moments are read once.
@@ -208,6 +226,6 @@ def on_cpu(
         core.minimum_risk,
         *start,
         vertex=np.int64(narrowest_vertex(start)),
-        columns=columns,
+        layout=np.int64(LAYOUTS.index(layout)),
     )
     return tied((tuple(moved), taken), (core, start, rates))

@@ -27,6 +27,7 @@ TARGET, RECURSION = "alignjax_advance", "alignjax_recursion"
 """The names under which XLA knows the kernels for networks, and the one for singular values."""
 
 _VARIABLE = "ALIGNJAX_CPU_ISA"
+_INTERFACE = 2  # of csrc/ffi.cc: an editable installation may have an older library
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ def _open() -> _Loaded:
         )
     try:
         library = ctypes.CDLL(str(FILE))
+        if getattr(library, "alignjax_interface", lambda: 1)() != _INTERFACE:
+            return _Loaded(
+                None, "its compiled kernels are those of another version: install it again"
+            )
         for target in (TARGET, RECURSION):
             capsule = jax.ffi.pycapsule(getattr(library, target))
             jax.ffi.register_ffi_target(target, capsule, platform="cpu")

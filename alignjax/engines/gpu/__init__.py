@@ -37,7 +37,7 @@ from jaxtyping import Array
 from alignjax.engines.gpu.plan import applies, make_plan
 from alignjax.problems import MomentProblem
 
-__all__ = ["applies", "descend", "proves_itself", "reason_for_absence"]
+__all__ = ["applies", "descend", "proves_itself", "reason_for_absence", "takes_part"]
 
 State = tuple[Array, ...]
 
@@ -58,6 +58,19 @@ def reason_for_absence() -> str | None:
     if capability < _OLDEST:
         return f"they need compute capability {_OLDEST}, a GPU here has {capability}"
     return None
+
+
+def takes_part() -> bool:
+    """Whether the program that is being traced can be one for a GPU that has a kernel in it.
+
+    It is none where the default device is a CPU, which nobody should wait for a trial for; and
+    before JAX 0.10.2 the kernels do not trace inside ``shard_map`` with its checks on.
+    """
+    device = jax.config.jax_default_device or jax.default_backend()  # type: ignore[attr-defined]
+    if getattr(device, "platform", device) == "cpu":
+        return False
+    inside = bool(getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ()))
+    return not inside or jax.__version_info__ >= (0, 10, 2)
 
 
 def proves_itself(widths: Sequence[int], dtype: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,17 +18,17 @@ from jaxtyping import Array
 from alignjax.engines.gpu import kernels
 from alignjax.engines.gpu.plan import Plan
 
-__all__ = ["batched"]
+__all__ = ["BLOCK", "SMALL_BLOCK", "batched"]
 
 State = tuple[Array, ...]
 Periods = tuple[tuple[int, int], ...]
 
 # Blocks of 32 reach every multiprocessor with the fewest networks; larger ones save programs.
-_SMALL_BLOCK, _BLOCK = 32, 128
-_MANY = 132 * 4 * _BLOCK
+SMALL_BLOCK, BLOCK = 32, 128
+_MANY = 132 * 4 * BLOCK
 
 
-def batched(plan: Plan, periods: Periods, interpret: bool) -> Any:
+def batched(plan: Plan, periods: Periods, interpret: bool, block: int | None = None) -> Any:
     """The descent of a flat batch, whose ``vmap`` is the descent of a larger flat batch.
 
     ``(steps, weights, rates, moments) -> (moved, taken)``: weights of shape ``(n, k_i, k_{i-1})``,
@@ -40,11 +41,12 @@ def batched(plan: Plan, periods: Periods, interpret: bool) -> Any:
         plan: the layout of a network.
         periods: one pair a moment.
         interpret: whether to emulate the kernel, on any platform.
+        block: networks a program where they are lanes; by default what suits their number.
     """
 
     @custom_vmap
     def run(steps: Array, weights: State, rates: Array, moments: State) -> tuple[State, Array]:
-        return _launch(plan, periods, interpret, steps, weights, rates, moments)
+        return _launch(plan, periods, interpret, block, steps, weights, rates, moments)
 
     @run.def_vmap
     def rule(
@@ -69,7 +71,7 @@ def batched(plan: Plan, periods: Periods, interpret: bool) -> Any:
             _merge(*each, size, count)
             for each in zip(moments, moments_batched, periods, strict=True)
         ]
-        larger = batched(plan, tuple(period for _, period in merged), interpret)
+        larger = batched(plan, tuple(period for _, period in merged), interpret, block)
         out = larger(
             steps,
             *jax.tree.map(flat, (weights, rates), tuple(state_batched)),
@@ -101,6 +103,7 @@ def _launch(
     plan: Plan,
     periods: Periods,
     interpret: bool,
+    block: int | None,
     steps: Array,
     weights: State,
     rates: Array,
@@ -110,7 +113,8 @@ def _launch(
     operands = [
         _pad(array, shape) for array, shape in zip((*moments, *weights), shapes, strict=True)
     ]
-    call = _call_by_lanes if plan.lanes else _call_by_tiles
+    block = block or (BLOCK if rates.shape[0] >= _MANY else SMALL_BLOCK)
+    call = partial(_call_by_lanes, block) if plan.lanes else partial(_call_by_tiles)
     *moved, taken = call(plan, periods, interpret, steps[None], rates, operands)
     kept = (taken == 0)[:, None, None]  # whose start is bad: the kernel gives nothing for it
     return tuple(
@@ -172,6 +176,7 @@ def _call_by_tiles(
 
 
 def _call_by_lanes(
+    block: int,
     plan: Plan,
     periods: Periods,
     interpret: bool,
@@ -181,7 +186,6 @@ def _call_by_lanes(
 ) -> Sequence[Array]:
     """A program a block of networks; entries of matrices first, networks last."""
     count = rates.shape[0]
-    block = _BLOCK if count >= _MANY else _SMALL_BLOCK
     padded = -(-count // block) * block
     split = len(plan.moments)
 
