@@ -4,9 +4,10 @@ An engine has one job: ``advance(problem, state, learning_rate, steps, *, max_st
 (state, taken)``. Saving, observing and stopping sit outside. ``"xla"`` is the reference and runs
 everything, everywhere. ``"cpu"`` and ``"gpu"`` run all steps of a segment in one kernel, for least
 squares by moments; their derivatives are those of the reference. ``"auto"`` is, for such a
-problem, ``"cpu"`` where a program is compiled for a CPU and no layer is wider than 256; ``"gpu"``
-where it is compiled for an NVIDIA GPU, the network fits on the chip and the kernel has given XLA's
-answer on this GPU to a problem of these widths (tried once a process); and ``"xla"`` elsewhere.
+problem, ``"cpu"`` where a program is compiled for a CPU, no layer is wider than 256 and the chain
+is no bottleneck of a few units between wide inputs and outputs; ``"gpu"`` where it is compiled for
+an NVIDIA GPU, the network fits on the chip and the kernel has given XLA's answer on this GPU to a
+problem of these widths (tried once a process); and ``"xla"`` elsewhere.
 
 The recursion in singular values has a kernel of its own, in :mod:`alignjax.engines.recursion`.
 """
