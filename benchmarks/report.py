@@ -37,14 +37,9 @@ def table(rows: Sequence[Row]) -> str:
     return _markdown([COLUMNS, *map(_cells, rows)])
 
 
-def engine_table(rows: Sequence[Row]) -> str:
-    """GFLOP/s of the benchmark ``engine``: a line a case, a column a contender."""
-    return _pivot(rows, lambda row: _number(row.gflops, ",.3g"))
-
-
-def widths_table(rows: Sequence[Row], benchmark: str = "widths") -> str:
-    """GFLOP/s of ``widths`` or ``single``: a line a width, a column a contender."""
-    return _pivot(rows, lambda row: _number(row.gflops, ",.3g"), benchmark=benchmark)
+def rates_table(rows: Sequence[Row], benchmark: str) -> str:
+    """GFLOP/s of ``engine``, ``widths`` or ``single``: a line a case, a column a contender."""
+    return _pivot(rows, lambda row: _number(row.gflops, ",.3g"), benchmark)
 
 
 def start_table(rows: Sequence[Row]) -> str:
@@ -53,7 +48,7 @@ def start_table(rows: Sequence[Row]) -> str:
     def cell(row: Row) -> str:
         return f"{_number(row.compile_seconds, '.2g')} + {_number(row.first_seconds, '.2g')}"
 
-    return _pivot(rows, cell)
+    return _pivot(rows, cell, "engine")
 
 
 def others_table(rows: Sequence[Row]) -> str:
@@ -99,11 +94,11 @@ class Section(NamedTuple):
 ENGINE, WIDTHS = frozenset({"engine"}), frozenset({"widths"})
 OTHERS = frozenset({"moments", "reduced", "structures", "staircase", "sweeps", "table_1", "gpu"})
 SECTIONS: Mapping[str, Section] = {
-    "engine": Section("GFLOP/s", ENGINE, engine_table),
+    "engine": Section("GFLOP/s", ENGINE, partial(rates_table, benchmark="engine")),
     "start": Section("Seconds to compile + of the first call after that", ENGINE, start_table),
-    "widths": Section("Widths between, GFLOP/s", WIDTHS, widths_table),
+    "widths": Section("Widths between, GFLOP/s", WIDTHS, partial(rates_table, benchmark="widths")),
     "single": Section(
-        "One network, GFLOP/s", frozenset({"single"}), partial(widths_table, benchmark="single")
+        "One network, GFLOP/s", frozenset({"single"}), partial(rates_table, benchmark="single")
     ),
     "scaling": Section("Cost at k = 9", frozenset({"scaling"}), scaling_table),
     "threads": Section("Threads", frozenset({"threads"}), threads_table),
@@ -138,7 +133,7 @@ def fill(page: str, rows: Sequence[Row]) -> str:
     return page
 
 
-def _pivot(rows: Sequence[Row], cell: Callable[[Row], str], *, benchmark: str = "engine") -> str:
+def _pivot(rows: Sequence[Row], cell: Callable[[Row], str], benchmark: str) -> str:
     mine = [row for row in rows if row.benchmark == benchmark]
     names = [name for name in CONTENDERS if any(row.contender == name for row in mine)]
     lines = [("case", "batch", *names)]

@@ -57,7 +57,7 @@ inline bool by_columns(const std::vector<std::int64_t>& widths, std::int64_t ver
   const bool wide = widest >= (item == 4 ? 32 : 24);
   // Columns would be mostly padding; a single layer has none as narrow.
   const bool thin = widths.size() > 2 && narrowest < (item == 4 ? 8 : 5);
-  const bool in_cache = entries <= 40'000;            // those of a whole pack, that is
+  const bool in_cache = entries <= 40'000;  // those of a whole pack, that is
   if (wide && !(thin && in_cache)) return true;
   // Few networks leave lanes empty.
   const auto turns = [threads](std::int64_t pieces) {

@@ -119,10 +119,9 @@ def _is_bottleneck(widths: tuple[int, ...]) -> bool:
     Where networks share the moments, XLA multiplies the rows of all of them at once, up to eight
     times faster than a kernel that runs one network after the other.
     """
-    inputs, outputs, narrow = widths[0], widths[-1], min(widths)
-    inside = narrow < min(inputs, outputs)
+    inputs, outputs = widths[0], widths[-1]
     layers = sum(a * b for a, b in pairwise(widths))
-    return inside and min(inputs, outputs) >= 64 * narrow and 4 * layers < inputs * outputs
+    return min(inputs, outputs) >= 64 * min(widths) and 4 * layers < inputs * outputs
 
 
 def advance(

@@ -90,7 +90,7 @@ def _objection(plan: Plan, device: jax.Device, interpret: bool) -> str | None:
                 )
                 kernel = batched(plan, ((1, count),) * len(moments), interpret, block)
                 got = jax.device_get(jax.jit(kernel)(steps, start, rates, moments))
-                why = _difference(plan, start, got, expected)
+                why = _difference(plan, got, expected)
                 if why is not None:
                     return why
     except Exception as error:  # whatever this compiler, driver or card objects to
@@ -103,7 +103,7 @@ def _by_xla(problem: Problem, start: State, rates: Array, steps: Array) -> Any:
     return jax.jit(jax.vmap(reference, in_axes=(0, 0, None)))(start, rates, steps)
 
 
-def _difference(plan: Plan, start: Any, got: Any, expected: Any) -> str | None:
+def _difference(plan: Plan, got: Any, expected: Any) -> str | None:
     (moved, taken), (wanted, whole) = got, expected
     off = np.abs(taken - whole)
     off[-1] -= 1  # roundoff may decide which state is the last good one
