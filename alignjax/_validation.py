@@ -243,11 +243,7 @@ def as_key(key: Any, name: str = "key") -> jax.Array:
 
 
 def as_callable(value: Any, name: str) -> Any:
-    """Something that can be called and hashed, else a TypeError."""
+    """Something that can be called, else a TypeError."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {describe(value)}")
-    if getattr(value, "__hash__", None) is None:
-        raise TypeError(
-            f"{name} must be hashable, since compiled runs are kept by it, got {describe(value)}"
-        )
     return value

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from alignjax._programs import compiled
 from alignjax._validation import as_callable, as_count, as_real, is_concrete
 from alignjax.engines.loop import guarded_steps
 from alignjax.linalg import tied
@@ -181,7 +182,7 @@ def _risk_of_zero(problem: SampleProblem) -> Array:
     return problem.risk_of(outputs)
 
 
-@partial(jax.jit, static_argnames=("steps", "rule", "save_at", "observe"))
+@compiled(static=("steps", "rule", "save_at"), callables=("observe",))
 def _adaptive_descent(
     problem: SampleProblem,
     weights: Weights,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from alignjax import engines
+from alignjax._programs import compiled
 from alignjax._validation import (
     as_callable,
     as_count,
@@ -20,7 +20,6 @@ from alignjax._validation import (
     as_learning_rate,
     as_real,
     describe,
-    is_concrete,
 )
 from alignjax.engines.loop import guarded_steps
 from alignjax.engines.structured import checked_structured_gradient, structured_risk
@@ -132,7 +131,7 @@ def _risk_of(problem: Any, structure: tuple[Structure, ...] | None) -> Callable[
     return lambda coefficients: structured_risk(problem, structure, coefficients)
 
 
-@partial(jax.jit, static_argnames=("steps", "save_at", "observe", "structure", "engine"))
+@compiled(static=("steps", "save_at", "structure", "engine"), callables=("observe",))
 def _gradient_descent(
     problem: Problem,
     weights: tuple[Array, ...],
@@ -228,8 +227,7 @@ def optimizer_descent(
         key = as_key(key)
     elif key is not None:
         raise ValueError("key is for minibatches: give batch_size too, or leave key out")
-    run = _optimizer_descent if _captures_tracer(optimizer) else _jitted_optimizer_descent
-    return run(
+    return _optimizer_descent(
         problem,
         weights,
         key,
@@ -242,24 +240,9 @@ def optimizer_descent(
     )
 
 
-def _captures_tracer(value: Any, depth: int = 6) -> bool:
-    """Whether functions close over traced hyperparameters, which a jit cache must not keep."""
-    if not is_concrete(value):
-        return True
-    if depth == 0:
-        return False
-    inside: list[Any] = []
-    if isinstance(value, (tuple, list)):
-        inside = list(value)
-    elif isinstance(value, dict):
-        inside = list(value.values())
-    elif isinstance(value, partial):
-        inside = [value.func, value.args, value.keywords]
-    elif getattr(value, "__closure__", None):
-        inside = [cell.cell_contents for cell in value.__closure__]
-    return any(_captures_tracer(item, depth - 1) for item in inside)
-
-
+@compiled(
+    static=("steps", "save_at", "batch_size", "structure"), callables=("optimizer", "observe")
+)
 def _optimizer_descent(
     problem: Problem,
     weights: tuple[Array, ...],
@@ -323,12 +306,6 @@ def _optimizer_descent(
     )
     step = jnp.asarray(save_at, jnp.int32)
     return Trajectory(step, None, seen, state[0], status, stopped_at, state[1])
-
-
-_jitted_optimizer_descent = partial(
-    jax.jit,
-    static_argnames=("optimizer", "steps", "save_at", "observe", "batch_size", "structure"),
-)(_optimizer_descent)
 
 
 class _Epochs:

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from alignjax._programs import compiled
 from alignjax._validation import as_callable, as_count, as_real, is_concrete
 from alignjax.problems import (
     Problem,
@@ -259,7 +260,9 @@ def _solve(
     """``(observations at times, final state, final time, steps)`` of one integration."""
     import diffrax
 
-    solution = diffrax.diffeqsolve(
+    # Its own jit would keep `look`, and all that it closes over, for the life of the process.
+    solve = getattr(diffrax.diffeqsolve, "__wrapped__", diffrax.diffeqsolve)
+    solution = solve(
         diffrax.ODETerm(field),
         method,
         begin,
@@ -283,7 +286,7 @@ def _solve(
     return solution.ys[0], final, solution.ts[1][0], solution.stats["num_steps"]
 
 
-@partial(jax.jit, static_argnames=("observe", "log_time", "explicit", "implicit", "max_steps"))
+@compiled(static=("log_time", "explicit", "implicit", "max_steps"), callables=("observe",))
 def _gradient_flow(
     problem: Problem,
     weights: Weights,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alignjax._validation import as_callable, describe
+from alignjax._validation import describe
 
 __all__ = [
     "Loss",
@@ -175,4 +175,8 @@ def as_loss(loss: str | Loss | Callable[[Any, Any], Any]) -> Loss:
             f"loss must be a name, an alignjax.losses.Loss or a callable (outputs, target) -> "
             f"scalar, got {describe(loss)}"
         )
-    return Loss(as_callable(loss, "loss"), name=getattr(loss, "__name__", "custom"))
+    if getattr(loss, "__hash__", None) is None:
+        raise TypeError(
+            f"loss must be hashable, since problems are compared by it, got {describe(loss)}"
+        )
+    return Loss(loss, name=getattr(loss, "__name__", "custom"))

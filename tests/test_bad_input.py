@@ -199,7 +199,6 @@ CASES = [
     ("until NaN", lambda: run(until=np.nan), ValueError, r"^until must be finite"),
     ("save_at nested", lambda: run(save_at=[[0, 1], [2, 3]]), TypeError, r"^save_at .*integers"),
     ("save_at mask", lambda: run(save_at=[False, True]), TypeError, r"^save_at .*integers"),
-    ("observe unhashable", lambda: run(observe=Unhashable()), TypeError, r"^observe .*hashable"),
     ("engine unknown", lambda: run(engine="gpu"), ValueError, r"^engine .*'auto'.*'gpu'"),
     ("engine list", lambda: run(engine=["xla"]), ValueError, r"^engine .*\['xla'\]"),
     (
