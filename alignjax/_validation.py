@@ -48,25 +48,56 @@ def as_raw(value: Any, name: str) -> jax.Array | np.ndarray:
     """Turn what people pass in good faith into an array of real numbers, dtype kept.
 
     Raises:
-        TypeError: for complex, object or text arrays, and for what is no array at all.
+        TypeError: for complex, object or text arrays, times, long doubles, and for what is no array
+            at all.
+        ValueError: for masked entries.
     """
     array: jax.Array | np.ndarray
     if isinstance(value, jax.Array):
         array = value
     else:
+        refuse_masked(value, name)
         try:
-            array = np.asarray(value)
+            found = np.asanyarray(value)
         except (ValueError, TypeError) as error:
             raise TypeError(
                 f"{name} must be an array of real numbers, got {describe(value)}: {error}"
             ) from error
-    if not (
+        refuse_masked(found, name)  # some objects give a masked array when asked for an array
+        array = np.asarray(found)
+    # Of NumPy's kinds, timedeltas ("m") call themselves integers.
+    if array.dtype.kind == "m" or not (
         jnp.issubdtype(array.dtype, np.floating)
         or jnp.issubdtype(array.dtype, np.integer)
         or array.dtype == np.bool_
     ):
         raise TypeError(f"{name} must hold real numbers, got {describe(array)}")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        raise TypeError(
+            f"{name} must be float32 or float64, got {array.dtype}, which JAX does not have: "
+            f"convert it first"
+        )
+    if isinstance(array, np.ndarray):
+        # Files keep numbers of the other byte order, which JAX does not know.
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return array
+
+
+def refuse_masked(value: Any, name: str) -> None:
+    """Refuse hidden entries, which NumPy would turn into numbers without a word.
+
+    Raises:
+        ValueError: if ``value``, or something in lists and tuples of it, has masked entries.
+    """
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            if not isinstance(item, (float, int)):
+                refuse_masked(item, name)
+    elif isinstance(value, np.ndarray) and np.any(getattr(value, "mask", False)):
+        raise ValueError(
+            f"{name} has masked entries: leave them out (of samples whole rows, in inputs and "
+            f"targets), or fill them in"
+        )
 
 
 def as_real(
@@ -160,6 +191,7 @@ def as_widths(widths: Any, *, name: str = "widths") -> tuple[int, ...]:
         raise TypeError(
             f"{name} must be a sequence (k_0, ..., k_d) of integers, got {describe(widths)}"
         )
+    refuse_masked(widths, name)
     out = tuple(as_count(k, f"{name}[{i}]", minimum=1) for i, k in enumerate(widths))
     if len(out) < 2:
         raise ValueError(f"{name} must hold at least two widths (k_0, ..., k_d), got {out}")

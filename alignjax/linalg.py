@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from alignjax._validation import as_real, as_weights
+from alignjax._validation import as_raw, as_real, as_weights
 
 __all__ = [
     "chain_gradients",
@@ -229,7 +229,9 @@ def joint_diagonalize(
 
     Source: Cardoso & Souloumiac 1996, "Jacobi angles for simultaneous diagonalization".
     """
-    stack = np.stack([np.asarray(m, dtype=np.float64) for m in matrices])
+    stack = np.stack(
+        [np.asarray(as_raw(m, f"matrices[{i}]"), np.float64) for i, m in enumerate(matrices)]
+    )
     norms = np.linalg.norm(stack, axis=(1, 2))
     stack = stack[norms > 0] / norms[norms > 0, None, None]
     size = np.asarray(matrices[0]).shape[0]

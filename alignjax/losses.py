@@ -79,6 +79,29 @@ class Loss:
         return jax.vmap(self.log_value)(outputs, targets)
 
 
+# Functions of the module and no lambdas, so that losses can be pickled and compared afterwards.
+
+
+def _squared(z: Array, y: Array) -> Array:
+    return 0.5 * jnp.sum((z - y) ** 2)
+
+
+def _squared_derivative(z: Array, y: Array) -> Array:
+    return z - y
+
+
+def _logistic(z: Array, y: Array) -> Array:
+    return jax.nn.softplus(-y * z[0])
+
+
+def _logistic_derivative(z: Array, y: Array) -> Array:
+    return -y * jax.nn.sigmoid(-y * z)
+
+
+def _logistic_log_slope(z: Array, y: Array) -> tuple[Array, Array]:
+    return -jax.nn.softplus(y * z[0]), -y[None]
+
+
 def _logistic_log(z: Array, y: Array) -> Array:
     margin = y * z[0]
     # Beyond a margin of 40, log1p(exp(-m)) is exp(-m) to the last bit of float64, and for large m
@@ -92,6 +115,26 @@ def _cross_entropy_excess(z: Array, y: Array) -> Array:
     """``log sum_{j != y} exp(z_j - z_y)``, so that the loss is the softplus of it."""
     others = jnp.where(jnp.arange(z.shape[0]) == y, -jnp.inf, z - z[y])
     return jax.nn.logsumexp(others)
+
+
+def _exponential(z: Array, y: Array) -> Array:
+    return jnp.exp(-y * z[0])
+
+
+def _exponential_derivative(z: Array, y: Array) -> Array:
+    return -y * jnp.exp(-y * z)
+
+
+def _exponential_log(z: Array, y: Array) -> Array:
+    return -y * z[0]
+
+
+def _exponential_log_slope(z: Array, y: Array) -> tuple[Array, Array]:
+    return -y * z[0], -y[None]
+
+
+def _cross_entropy(z: Array, y: Array) -> Array:
+    return jax.nn.softplus(_cross_entropy_excess(z, y))
 
 
 def _cross_entropy_log(z: Array, y: Array) -> Array:
@@ -113,37 +156,37 @@ def _cross_entropy_log_slope(z: Array, y: Array) -> tuple[Array, Array]:
 
 
 squared = Loss(
-    lambda z, y: 0.5 * jnp.sum((z - y) ** 2),
+    _squared,
     name="squared",
     smoothness=1.0,
-    derivative=lambda z, y: z - y,
+    derivative=_squared_derivative,
 )
 """``1/2 ||z - y||^2``: 1-smooth, not Lipschitz."""
 
 logistic = Loss(
-    lambda z, y: jax.nn.softplus(-y * z[0]),
+    _logistic,
     name="logistic",
     targets="signs",
     smoothness=0.25,
     lipschitz=1.0,
-    derivative=lambda z, y: -y * jax.nn.sigmoid(-y * z),
+    derivative=_logistic_derivative,
     log_value=_logistic_log,
-    log_slope=lambda z, y: (-jax.nn.softplus(y * z[0]), -y[None]),
+    log_slope=_logistic_log_slope,
 )
 """``ln(1 + exp(-y z))``: 1/4-smooth, 1-Lipschitz. Source: Ji & Telgarsky 2019, section 1.1."""
 
 exponential = Loss(
-    lambda z, y: jnp.exp(-y * z[0]),
+    _exponential,
     name="exponential",
     targets="signs",
-    derivative=lambda z, y: -y * jnp.exp(-y * z),
-    log_value=lambda z, y: -y * z[0],
-    log_slope=lambda z, y: (-y * z[0], -y[None]),
+    derivative=_exponential_derivative,
+    log_value=_exponential_log,
+    log_slope=_exponential_log_slope,
 )
 """``exp(-y z)``: neither smooth nor Lipschitz. Source: Ji & Telgarsky 2019, section 1.1."""
 
 cross_entropy = Loss(
-    lambda z, y: jax.nn.softplus(_cross_entropy_excess(z, y)),
+    _cross_entropy,
     name="cross_entropy",
     targets="classes",
     smoothness=0.5,

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from alignjax._validation import as_count, describe
+from alignjax._validation import as_count, describe, refuse_masked
 from alignjax.linalg import tied
 
 __all__ = ["Status", "Trajectory", "every", "log_steps"]
@@ -104,6 +104,7 @@ def save_points(save_at: Sequence[int] | None, steps: int) -> tuple[int, ...]:
         return (0, steps) if steps else (0,)
     if isinstance(save_at, jax.core.Tracer):
         raise TypeError("save_at shapes the computation, so it must be concrete, not traced")
+    refuse_masked(save_at, "save_at")
     try:
         given = np.asarray(save_at)
         if given.ndim > 1 or given.dtype == np.bool_:

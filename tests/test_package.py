@@ -22,6 +22,7 @@ PACKAGE = Path(alignjax.__file__).parent
 BELOW_PROBLEMS = {"linalg", "losses"}
 BELOW_ENGINES = BELOW_PROBLEMS | {"problems", "structures"}
 MAY_IMPORT = {
+    "_programs": set(),
     "_validation": set(),
     "linalg": set(),
     "losses": {"linalg"},
@@ -38,9 +39,9 @@ MAY_IMPORT = {
     "engines.loop": set(),
     "engines.library": set(),
     "engines.recursion": {"linalg", "engines.library"},
-    "descent": BELOW_ENGINES | {"engines", "engines.loop", "trajectory"},
-    "adaptive": BELOW_PROBLEMS | {"problems", "engines.loop", "trajectory"},
-    "flow": BELOW_PROBLEMS | {"problems", "trajectory"},
+    "descent": BELOW_ENGINES | {"engines", "engines.loop", "trajectory", "_programs"},
+    "adaptive": BELOW_PROBLEMS | {"problems", "engines.loop", "trajectory", "_programs"},
+    "flow": BELOW_PROBLEMS | {"problems", "trajectory", "_programs"},
     # The independent oracle: never descent, flow or an engine's gradients.
     "reduced": BELOW_PROBLEMS
     | {"problems", "bases", "trajectory", "engines.loop", "engines.recursion"},

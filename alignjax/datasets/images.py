@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from alignjax.datasets._numbers import as_numbers
+
 
 class SubstituteDataWarning(UserWarning):
     """Other data stand in for the ones that were asked for."""
@@ -45,6 +47,8 @@ class Images:
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not belong together; make them read-only."""
+        for field in ("images", "labels"):
+            as_numbers(field, getattr(self, field))
         check_pixels(self.images)
         if self.images.dtype != np.uint8:
             raise ValueError(f"images: expected uint8, got {self.images.dtype}")

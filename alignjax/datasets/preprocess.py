@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.typing import ArrayLike, DTypeLike
 
+from alignjax.datasets._numbers import as_numbers
 from alignjax.datasets.images import Images, check_pixels
 
 
@@ -47,7 +48,7 @@ def flatten(
         >>> flatten(np.array([[[0, 51], [102, 255]]], np.uint8), mean=0, std=1).round(3)
         array([[0. , 0.2, 0.4, 1. ]])
     """
-    pixels = images.images if isinstance(images, Images) else np.asarray(images)
+    pixels = images.images if isinstance(images, Images) else as_numbers("images", images)
     if pixels.dtype != np.uint8:
         raise TypeError(f"images: expected uint8 pixels in 0..255, got {pixels.dtype}")
     check_pixels(pixels)
@@ -80,7 +81,7 @@ def one_hot(
         array([[0., 1., 0.],
                [1., 0., 0.]])
     """
-    numbers = np.asarray(labels)
+    numbers = np.asarray(as_numbers("labels", labels))
     if not np.issubdtype(numbers.dtype, np.integer):
         raise TypeError(f"labels: expected integers, got {numbers.dtype}")
     if numbers.ndim != 1:

@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 from numpy.typing import ArrayLike
 
+from alignjax.datasets._numbers import as_numbers
+
 
 class AlignedRegression(NamedTuple):
     """Samples that satisfy Theorem 1's data condition, and the bases in which they do.
@@ -57,13 +59,13 @@ def _check_non_negative(name: str, values: ArrayLike) -> None:
     """Refuse what is negative or not finite; a traced value cannot be looked at."""
     if isinstance(values, jax.core.Tracer):
         return
-    concrete = np.asarray(values)
+    concrete = np.asarray(as_numbers(name, values))
     if not (np.isfinite(concrete).all() and (concrete >= 0).all()):
         raise ValueError(f"{name}: expected finite numbers >= 0, got {concrete}")
 
 
 def _spectrum(name: str, values: ArrayLike) -> Float[Array, " r"]:
-    spectrum = jnp.asarray(values)
+    spectrum = jnp.asarray(as_numbers(name, values))
     if jnp.issubdtype(spectrum.dtype, jnp.integer):
         spectrum = spectrum.astype(float)
     if not jnp.issubdtype(spectrum.dtype, jnp.floating):

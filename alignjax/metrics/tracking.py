@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from alignjax._validation import as_callable, as_count, describe
+from alignjax._validation import as_callable, as_count, as_raw, describe
 from alignjax.linalg import matmul
 from alignjax.metrics._norms import norm, ratio, to_unit_norm, unit
 
@@ -178,7 +178,7 @@ def _matrix(path: str, leaf: Any) -> Array:
         raise TypeError(f"tree: {path} must be a matrix of real floats, got {describe(leaf)}")
     if not _is_matrix(leaf):
         raise ValueError(f"tree: {path} must be a matrix that is not empty, got {describe(leaf)}")
-    matrix = jnp.asarray(leaf)
+    matrix = jnp.asarray(as_raw(leaf, f"tree: {path}"))
     return matrix if jnp.finfo(matrix.dtype).bits >= 32 else matrix.astype(jnp.float32)
 
 
