@@ -59,17 +59,35 @@ def relative_errors(found: Weights, expected: Weights) -> jax.Array:
     return jnp.stack([jnp.linalg.norm(a - b) / jnp.linalg.norm(b) for a, b in pairs])
 
 
+def pushed(key: jax.Array, weights: Weights, size: float) -> Weights:
+    """Layers plus ``size * ||W_i||_F`` in a random direction each, most of it off the diagonals.
+
+    What grows off the diagonals must come from somewhere, and roundoff differs between processors.
+    """
+    keys = jax.random.split(key, len(weights))
+    noise = [jax.random.normal(k, w.shape) for k, w in zip(keys, weights, strict=True)]
+    return tuple(
+        w + size * jnp.linalg.norm(w) / jnp.linalg.norm(z) * z
+        for w, z in zip(weights, noise, strict=True)
+    )
+
+
 def keep(weights: Any) -> Any:
     """Observe the state itself; one function, so that runs compile once."""
     return weights
 
 
+def in_bases(weights: Weights, reduced: Reduced) -> Weights:
+    """``P_i^T W_i P_{i-1}`` in the start's bases: diagonal while the run is aligned."""
+    bases = (reduced.V, *reduced.inner_bases, reduced.U)
+    pairs = zip(weights, bases, bases[1:], strict=False)
+    return tuple(matmul(matmul(out.T, w), into) for w, into, out in pairs)
+
+
 def off_diagonal_share(weights: Weights, reduced: Reduced) -> jax.Array:
     """The largest ``||off-diagonal part||_F / ||W_i||_F`` in the start's bases, shape ``()``."""
-    bases = (reduced.V, *reduced.inner_bases, reduced.U)
     shares = []
-    for w, into, out in zip(weights, bases, bases[1:], strict=False):
-        turned = matmul(matmul(out.T, w), into)
+    for turned in in_bases(weights, reduced):
         rest = jnp.where(jnp.eye(*turned.shape, dtype=bool), 0.0, turned)
         shares.append(jnp.linalg.norm(rest) / jnp.linalg.norm(turned))
     return jnp.stack(shares).max()
