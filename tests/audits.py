@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -22,20 +22,18 @@ def quick_compilation() -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", False)
 
 
-def run(
-    experiment: Experiment, folder: Path, scale: str = "quick", *, optimized: bool = False
-) -> Context:
+def run(experiment: Experiment, folder: Path, scale: str = "quick") -> Context:
     """What an experiment says and where it has written it."""
     context = Context(experiment.name, scale=scale, folder=folder)
-    with style.paper(), nullcontext() if optimized else quick_compilation():
+    with style.paper(), quick_compilation():
         experiment(context)
     return context
 
 
-def audit(name: str, folder: Path, *, optimized: bool = False) -> Context:
+def audit(name: str, folder: Path) -> Context:
     """Run an experiment at quick scale: no verdict surprises, and everything is written."""
     module = importlib.import_module(f"experiments.{name.replace('/', '.')}")
-    context = run(getattr(module, name.rpartition("/")[2]), folder, optimized=optimized)
+    context = run(getattr(module, name.rpartition("/")[2]), folder)
     assert not [claim for claim in context.claims if claim.surprising]
     assert context.figures
     for figure in context.figures:

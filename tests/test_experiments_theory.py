@@ -14,6 +14,5 @@ EXPERIMENTS = {
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_claims_come_out_as_known_and_everything_is_written(name, tmp_path):
-    # of lesser gain it is the roundoff of optimized code that grows
-    context = audit(f"alignment/{name}", tmp_path, optimized=name == "corollary_1")
+    context = audit(f"alignment/{name}", tmp_path)
     assert refuted(context) == EXPERIMENTS[name]

@@ -17,6 +17,7 @@ from alignjax.theory.alignment import stability_threshold
 from experiments.alignment._aligned import (
     PAPER,
     off_diagonal_share,
+    pushed,
     relative_errors,
     well_conditioned,
 )
@@ -28,6 +29,9 @@ DEPTHS = (6, 8)
 SHARES = (1 / 2, 1 / 4, 1 / 8)
 # The lower ends of the starts' singular values, which are uniform up to 1.
 LARGE, SMALL = 0.3, 0.001
+# Every start is pushed off the aligned set by this share of each layer, far above roundoff: how
+# that falls differs between processors, and what grows is any push.
+PUSH = 1e-8
 # Above this share of a layer off the diagonals a run has left the aligned set.
 LEFT = 0.1
 
@@ -62,7 +66,7 @@ def follow(key: jax.Array, depth: int, low: float, count: int, duration: float) 
     What is found has the rates first and the starts next; the largest share has that shape.
     """
     widths = (WIDTH,) * (depth + 1)
-    data_key, bases_key, values_key = jax.random.split(key, 3)
+    data_key, bases_key, values_key, push_key = jax.random.split(key, 4)
     problem = well_conditioned(data_key, widths)
     certificate = aj.theory.alignment.certify(problem)
     values = jax.random.uniform(values_key, (count, depth, WIDTH), minval=low)
@@ -70,6 +74,8 @@ def follow(key: jax.Array, depth: int, low: float, count: int, duration: float) 
     starts = begin(values)
     # The bases are those of every start: only the singular values differ.
     reduced = aj.reduce(problem, jax.tree.map(lambda w: w[0], starts))
+    push = jax.vmap(partial(pushed, size=PUSH))
+    starts = push(jax.random.split(push_key, count), starts)
     # Each start has its own minimum, unbalanced and sharper than the balanced one.
     thresholds = jnp.stack(
         [stability_threshold(replace(reduced, singular_values=s)) for s in values]
@@ -89,12 +95,12 @@ def follow(key: jax.Array, depth: int, low: float, count: int, duration: float) 
 
 @experiment(
     "alignment/saddles",
-    title="Along saddles roundoff leaves the aligned set at any learning rate",
+    title="Along saddles the smallest push leaves the aligned set at any learning rate",
     source=f"{PAPER}, Corollary 1",
 )
 def saddles(context: Context) -> None:
-    """Measure how roundoff off the diagonals grows from large and from small starts."""
-    count = context.pick(quick=4, standard=24, full=100)
+    """Measure how a push off the diagonals grows from large and from small starts."""
+    count = context.pick(quick=16, standard=24, full=100)
     duration = context.pick(quick=2000, standard=10_000, full=30_000)
     depths = context.pick(quick=(8,), standard=DEPTHS, full=DEPTHS)
     cases = [(depth, low) for depth in depths for low in (LARGE, SMALL)]
@@ -115,7 +121,7 @@ def saddles(context: Context) -> None:
             "largest off-diagonal share": [f["largest"][rate, s] for f, rate, s in rows],
             "relative error of the recursion at the end": [f["error"][r][s] for f, r, s in rows],
         },
-        "How far full matrices leave the aligned set, from roundoff alone.",
+        f"How far full matrices leave the aligned set, from a push of {PUSH:g} of each layer.",
     )
     _draw(context, found)
     _claims(context, found, count)
@@ -123,23 +129,29 @@ def saddles(context: Context) -> None:
 
 def _claims(context: Context, found: list[dict[str, Any]], count: int) -> None:
     source = f"{PAPER}, Corollary 1"
-    large = [f for f in found if f["low"] == LARGE]
+    large, small = ([f for f in found if f["low"] == low] for low in (LARGE, SMALL))
     context.claim_below(
         "large_starts",
-        f"{source}, corrected",
-        f"from singular values of at least {LARGE:g} full training is the recursion: largest "
-        f"relative error of a layer, {count} starts a depth at {len(SHARES)} learning rates",
-        bound=1e-12,
-        measured=np.max([f["error"] for f in large]),
+        f"{source}, corrected, for layers that are aligned but for a push of {PUSH:g}",
+        f"from singular values of at least {LARGE:g} full training is the recursion, to the size "
+        "of the push: relative error of the worst layer at the end, median of "
+        f"{count} starts, worst of depths and {len(SHARES)} learning rates",
+        bound=10 * PUSH,
+        measured=max(np.median(error) for f in large for error in f["error"]),
     )
-    small = [f for f in found if f["low"] == SMALL]
-    context.claim_below(
+    context.claim_close(
+        "large_leave",
+        source,
+        f"no such start leaves the aligned set: runs whose off-diagonal share passes {LEFT:g}",
+        predicted=0,
+        measured=sum(int((f["largest"] > LEFT).sum()) for f in large),
+    )
+    context.claim_close(
         "small_starts",
         source,
-        f"the same from starts down to {SMALL:g}, where alignment is as exact in real numbers: "
-        "largest off-diagonal share of a layer",
-        bound=1e-12,
-        measured=max(f["largest"].max() for f in small),
+        f"the same from starts down to {SMALL:g}, where alignment is as exact in real numbers",
+        predicted=0,
+        measured=sum(int((f["largest"] > LEFT).sum()) for f in small),
         expected="refuted",
     )
     for f in small:
@@ -153,22 +165,23 @@ def _claims(context: Context, found: list[dict[str, Any]], count: int) -> None:
             bound=1,
             measured=int(left.all(axis=0).sum()),
         )
-        context.claim_close(
+        grown = np.log(f["largest"] / PUSH)
+        context.claim_above(
             f"same_starts_{f['depth']}",
             "not in the paper: the growth is of the flow, not of the step",
-            f"depth {f['depth']}: halving the rate saves no start: starts of {count} that leave "
-            "at the largest rate and not at the smallest",
-            predicted=0,
-            measured=int((left[0] & ~left[-1]).sum()),
+            f"depth {f['depth']}: a quarter of the rate saves no start: ln(share / push) at the "
+            "smallest rate over that at the largest, least of the starts that leave there",
+            bound=0.75,
+            measured=(grown[-1] / grown[0]).min(initial=np.inf, where=left[0]),
         )
 
 
 def _draw(context: Context, found: list[dict[str, Any]]) -> None:
     with context.figure(
         "growth",
-        "Growth of roundoff off the diagonals of the layers along training, one line a start, at "
-        f"{SHARES[-1]:g} of the stability threshold. Starts with singular values in "
-        f"({SMALL:g}, 1) pass saddles; starts in ({LARGE:g}, 1) do not.",
+        f"What a push of {PUSH:g} of each layer becomes off the diagonals along training, one "
+        f"line a start, at {SHARES[-1]:g} of the stability threshold. Starts with singular values "
+        f"in ({SMALL:g}, 1) stay near saddles for long; starts in ({LARGE:g}, 1) do not.",
         columns=len(found) // 2,
         width="double" if len(found) > 2 else "single",
         height=2.4,
@@ -186,6 +199,6 @@ def _draw(context: Context, found: list[dict[str, Any]]) -> None:
                     zorder=1 if small else 2,
                 )
                 lines[0].set_label(f"start in ({f['low']:g}, 1)")
-            panel.set(xscale="log", yscale="log", ylim=(1e-17, 5), title=f"depth {depth}")
+            panel.set(xscale="log", yscale="log", ylim=(PUSH / 100, 5), title=f"depth {depth}")
             panel.set(xlabel=r"time $\sum\eta$", ylabel=r"$\max_i$ off-diagonal share of $W_i$")
             panel.legend(loc="upper left")

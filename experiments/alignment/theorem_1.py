@@ -242,8 +242,9 @@ def _claim_only_if(
         "rank_one_turns",
         CORRECTED,
         "With rank-1 targets and layers the first layer's input vector turns: least over the seeds "
-        "of 1 - strong invariance at the end.",
-        bound=1e-2,
+        "of 1 - strong invariance at the end, far above roundoff.",
+        # it starts in a random direction: as near as 1e-3 to the target's, once in 1e9 seeds
+        bound=1e-6,
         measured=1 - turned.max(),
     )
 
