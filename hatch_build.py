@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY = Path("alignjax/engines/_cpu_kernels.so")
+GPU_LIBRARY = Path("alignjax/engines/gpu/_gpu_kernels.so")
 REQUIRED = "ALIGNJAX_REQUIRE_KERNELS"  # if set, what cannot be compiled stops the installation
+WITHOUT = "ALIGNJAX_NO_KERNELS"  # if set, nothing is compiled: a wheel for any machine
+ARCHITECTURES = "ALIGNJAX_CUDA_ARCHITECTURES"  # such as "80,90,100"; by default those of the cards
 # XLA's headers. What is compiled against those of the oldest jaxlib loads in later ones too, but
 # the oldest has no wheels for Pythons that came after it.
 HEADERS = [
@@ -37,6 +41,11 @@ FLAGS = [
     "-Wno-psabi",
     "-pthread",
 ]
+# The compiler's own libraries go into the library, so that any machine of its glibc can load it;
+# nobody else sees them there.
+PORTABLE = ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
+CUDA_FLAGS = ["-std=c++17", "-O3"]
+SHARED = ("basics.h", "chain.h", "call.h", "kernel.h")  # what csrc/gpu includes
 AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mprefer-vector-width=512"]
 # name -> bytes a vector, tile of cells, tile of rows, flags. Only kernel.cc sees these flags, and
 # nothing of it is called on a machine without these instructions.
@@ -53,36 +62,101 @@ class CompiledKernels(BuildHookInterface):
 
     def dependencies(self) -> list[str]:
         """What a build needs besides: nothing where there is no compiler."""
-        return HEADERS if compilers() else []
+        return HEADERS if compilers() and not os.environ.get(WITHOUT) else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile if there is something to compile with; say so if there is not."""
         root = Path(self.root)
-        library = root / LIBRARY
         editable = version == "editable"
-        try:
-            # A wheel may be for another machine than the tree's library was compiled on.
-            if not editable or not is_fresh(root / "csrc", library):
-                compile_library(root / "csrc", library)
-        except (ImportError, OSError, RuntimeError) as error:
-            if editable:
-                library.unlink(missing_ok=True)  # one of other sources is worse than none
-            if os.environ.get(REQUIRED):
-                raise
-            self.app.display_warning(f"alignjax does without compiled kernels: {error}")
-        else:
+        made = self.make(root, LIBRARY, editable, fingerprint, compile_library)
+        if made:
+            # Without kernels for CPUs there are none for GPUs either: XLA's headers are missing.
+            self.make(root, GPU_LIBRARY, editable, gpu_fingerprint, compile_gpu_library)
             build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{platform_tag()}"
-            build_data["artifacts"].append(str(LIBRARY))
+            build_data["tag"] = f"py3-none-{platform_tag(root / LIBRARY)}"
+            build_data["artifacts"] += [str(LIBRARY), str(GPU_LIBRARY)]
+
+    def make(
+        self,
+        root: Path,
+        name: Path,
+        editable: bool,
+        digest: Callable[[Path], str],
+        compile_: Callable[[Path, Path], None],
+    ) -> bool:
+        """Put a library into the tree; whether it is there."""
+        sources, library = root / "csrc", root / name
+        try:
+            if os.environ.get(WITHOUT):
+                raise Unwanted(f"${WITHOUT} is set")
+            # A wheel may be for another machine than the tree's library was compiled on.
+            if not editable or not is_fresh(sources, library, digest):
+                compile_(sources, library)
+        except (ImportError, OSError, RuntimeError) as error:
+            # One of other sources is worse than none, and one that is in the tree would be packed.
+            library.unlink(missing_ok=True)
+            if os.environ.get(REQUIRED) and not isinstance(error, Unwanted):
+                raise
+            self.app.display_warning(f"alignjax does without {name.name}: {error}")
+            return False
+        return True
 
 
-def platform_tag() -> str:
-    """The platform of a wheel with a shared library that no Python ABI enters."""
+class Unwanted(RuntimeError):
+    """Nobody asked for this library, or nothing here could use it."""
+
+
+def platform_tag(library: Path) -> str:
+    """The platform of a wheel with a shared library that no Python ABI enters.
+
+    On Linux it is computed from what the library needs: ``manylinux_2_N`` for the oldest glibc that
+    has all symbols, or ``linux`` where it needs more than every such machine has. So build on an
+    old image for a wheel that runs on old machines.
+    """
+    plain = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    if sys.platform == "linux":
+        glibc = oldest_glibc(needed_versions(library))
+        return plain if glibc is None else f"manylinux_2_{glibc}_{plain.removeprefix('linux_')}"
     if sys.platform != "darwin":
-        return sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        return plain
     machines = [*targets()]
     major, minor = macos_version(machines)
     return f"macosx_{major}_{minor}_{machines[0] if len(machines) == 1 else 'universal2'}"
+
+
+def needed_versions(library: Path) -> set[str] | None:
+    """The versions of symbols that a library wants of others, such as ``GLIBC_2.17``, by objdump.
+
+    None if it cannot be told.
+    """
+    try:
+        command = ["objdump", "-p", str(library)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    if "libc.musl" in said:
+        return None
+    return set(re.findall(r"^\s+0x\w+ 0x\w+ \d+ (\S+)$", said, re.MULTILINE))
+
+
+def oldest_glibc(versions: set[str] | None) -> int | None:
+    """``N`` of the oldest glibc 2.N that serves these versions, or None if none is known to.
+
+    What GCC's own libraries had when manylinux_2_17 was agreed on is on every such machine; all
+    else must be in the library itself, see ``PORTABLE``.
+    """
+    known = {"GLIBC": (2, 99), "GCC": (4, 8), "GLIBCXX": (3, 4, 19), "CXXABI": (1, 3, 7)}
+    oldest = 17
+    for version in versions if versions is not None else {"unknown"}:
+        name, _, number = version.partition("_")
+        if name not in known or not re.fullmatch(r"[0-9.]+", number):
+            return None
+        numbers = tuple(map(int, number.split(".")))
+        if numbers > known[name] and numbers[: len(known[name])] != known[name]:
+            return None
+        if name == "GLIBC":
+            oldest = max(oldest, numbers[1])
+    return oldest
 
 
 def targets() -> dict[str, list[str]]:
@@ -111,16 +185,28 @@ def macos_version(machines: list[str]) -> tuple[int, int]:
 
 def fingerprint(sources: Path) -> str:
     """What the library is compiled from, in short; it carries that of its own sources."""
-    digest = hashlib.sha256(repr((FLAGS, X86, OTHERS)).encode())
-    for source in sorted([*sources.glob("*.cc"), *sources.glob("*.h")]):
+    return digest_of(repr((FLAGS, X86, OTHERS)), [*sources.glob("*.cc"), *sources.glob("*.h")])
+
+
+def gpu_fingerprint(sources: Path) -> str:
+    """The same for the kernels for GPUs, and for which architectures."""
+    folder = sources / "gpu"
+    flags = repr((FLAGS, CUDA_FLAGS, architectures()))
+    return digest_of(flags, [*folder.iterdir(), *(sources / name for name in SHARED)])
+
+
+def digest_of(flags: str, sources: list[Path]) -> str:
+    """Of flags and of files, whatever their order."""
+    digest = hashlib.sha256(flags.encode())
+    for source in sorted(sources):
         digest.update(source.name.encode())
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
-def is_fresh(sources: Path, library: Path) -> bool:
+def is_fresh(sources: Path, library: Path, digest: Callable[[Path], str] = fingerprint) -> bool:
     """Whether the library is compiled from these sources."""
-    return library.exists() and fingerprint(sources).encode() in library.read_bytes()
+    return library.exists() and digest(sources).encode() in library.read_bytes()
 
 
 def compile_library(sources: Path, library: Path, extra: tuple[str, ...] = ()) -> None:
@@ -146,20 +232,28 @@ def compile_library(sources: Path, library: Path, extra: tuple[str, ...] = ()) -
         if len(slices) > 1:
             finished = Path(folder) / library.name
             run(["lipo", "-create", *map(str, slices), "-output", str(finished)])
-        # Renamed into place: a process that has the old library open keeps it.
-        moved = library.with_suffix(f".{os.getpid()}")
-        shutil.copyfile(finished, moved)
-        moved.replace(library)
+        put(finished, library)
+
+
+def put(finished: Path, library: Path) -> None:
+    """Into place by a renaming: a process that has the old library open keeps it."""
+    moved = library.with_suffix(f".{os.getpid()}")
+    shutil.copyfile(finished, moved)
+    moved.replace(library)
+
+
+def headers_of_xla() -> list[str]:
+    """The flags that find them."""
+    import jaxlib
+
+    return ["-isystem", str(Path(jaxlib.__file__).parent / "include")]
 
 
 def compile_for(
     machine: str, sources: Path, folder: Path, compiler: list[str], extra: tuple[str, ...]
 ) -> Path:
     """The library for one kind of machine, in a folder for what comes of compiling."""
-    import jaxlib
-
-    headers = ["-isystem", str(Path(jaxlib.__file__).parent / "include")]
-    headers.append(f'-DALIGNJAX_SOURCES="{fingerprint(sources)}"')
+    headers = [*headers_of_xla(), f'-DALIGNJAX_SOURCES="{fingerprint(sources)}"']
     sets = X86 if machine in ("x86_64", "amd64") else OTHERS
 
     def translate(name: str, source: str, flags: list[str]) -> str:
@@ -188,8 +282,111 @@ def compile_for(
         ]
         linked = [future.result() for future in objects]
     library = folder / LIBRARY.name
-    run([*compiler, "-shared", "-pthread", *extra, *linked, "-o", str(library)])
+    link(
+        [*compiler, "-shared", "-pthread", *extra, *linked, "-o", str(library)], portable=not extra
+    )
     return library
+
+
+def link(command: list[str], *, portable: bool = True) -> None:
+    """Link, with the compiler's own libraries inside where that can be."""
+    if portable and sys.platform == "linux":
+        try:
+            run([*command, *PORTABLE])
+        except RuntimeError:  # no static ones are here
+            pass
+        else:
+            return
+    run(command)
+
+
+def compile_gpu_library(sources: Path, library: Path) -> None:
+    """Compile ``csrc/gpu`` for cards.
+
+    Raises:
+        Unwanted: if there is no CUDA compiler, or no card here and none named.
+        RuntimeError: for an error in compiling.
+    """
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise Unwanted("no nvcc, neither in $CUDA_HOME/bin, on the path, nor from a Python package")
+    named = architectures()
+    if not named:
+        raise Unwanted(f"no card here to compile for, and ${ARCHITECTURES} names none")
+    with tempfile.TemporaryDirectory() as folder:
+        finished = Path(folder) / library.name
+        compile_for_cards(sources, finished, nvcc, named)
+        put(finished, library)
+
+
+def compile_for_cards(
+    sources: Path, library: Path, nvcc: str, named: tuple[str, ...], extra: tuple[str, ...] = ()
+) -> str:
+    """The library for these architectures; later ones have the newest one's translated.
+
+    Returns:
+        What the CUDA compiler says, for example of registers with ``extra=("-Xptxas", "-v")``.
+    """
+    compiler, folder = find_compiler(), library.parent
+    codes = [f"-gencode=arch=compute_{each},code=sm_{each}" for each in named]
+    newest = max(named, key=lambda each: int(re.match(r"\d+", each)[0]))
+    codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+    host = ["-ccbin", compiler[0], "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    kernels, entry = str(folder / "launch.o"), str(folder / "ffi.o")
+    gpu = sources / "gpu"
+    command = [nvcc, *CUDA_FLAGS, *codes, *host, *extra]
+    said = run([*command, "-c", str(gpu / "launch.cu"), "-o", kernels])
+    digest = f'-DALIGNJAX_SOURCES="{gpu_fingerprint(sources)}"'
+    given = [*headers_of_xla(), digest]
+    run([*compiler, *FLAGS, *given, "-c", str(gpu / "ffi.cc"), "-o", entry])
+    # CUDA's runtime is linked in: which one is installed, if any, does not matter.
+    command = [nvcc, "-shared", "-cudart", "static", "-ccbin", compiler[0], kernels, entry]
+    run([*command, "-o", str(library)])
+    return said
+
+
+def compile_emulation(sources: Path, library: Path) -> None:
+    """Compile ``csrc/gpu`` for the host, for tests.
+
+    Raises:
+        ImportError: if there are no headers of XLA's.
+        RuntimeError: if there is no compiler, or an error in compiling.
+    """
+    compiler, gpu = find_compiler(), sources / "gpu"
+    flags = [*FLAGS, "-O1", *headers_of_xla(), "-DALIGNJAX_EMULATED", '-DALIGNJAX_SOURCES=""']
+    with tempfile.TemporaryDirectory() as folder:
+        finished = Path(folder) / library.name
+        files = [str(gpu / "emulated.cc"), str(gpu / "ffi.cc")]
+        run([*compiler, *flags, "-shared", *files, "-o", str(finished)])
+        put(finished, library)
+
+
+def find_nvcc() -> str | None:
+    """CUDA's compiler: of ``$CUDA_HOME``, on the path, or of NVIDIA's Python packages."""
+    places = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    for place in places:
+        if (Path(place) / "bin" / "nvcc").exists():
+            return str(Path(place) / "bin" / "nvcc")
+    if found := shutil.which("nvcc"):
+        return str(Path(found).resolve())
+    for site in map(Path, sys.path):
+        for found in sorted(site.glob("nvidia/*/bin/nvcc"), reverse=True):
+            return str(found)
+    return None
+
+
+def architectures() -> tuple[str, ...]:
+    """What to compile for, such as ``("80", "90")``: as told, or the cards that are here."""
+    told = os.environ.get(ARCHITECTURES)
+    if told is not None:
+        return tuple(sorted(set(re.findall(r"\d+[af]?", told)), key=lambda a: (len(a), a)))
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    found = {line.strip().replace(".", "") for line in said.splitlines()}
+    return tuple(sorted(each for each in found if re.fullmatch(r"\d+", each) and int(each) >= 80))
 
 
 def compilers() -> list[list[str]]:
@@ -207,10 +404,11 @@ def find_compiler() -> list[str]:
     return found[0]
 
 
-def run(command: list[str]) -> None:
-    """Run a compiler; what it says is in the error."""
+def run(command: list[str]) -> str:
+    """Run a compiler and return what it says; of errors it is in the exception."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         errors = [line for line in said if "error" in line]
         raise RuntimeError(f"{command[0]}: {(errors or said)[0]}")
+    return done.stdout + done.stderr

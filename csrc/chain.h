@@ -7,7 +7,7 @@
 //   dW_i = signal right_{i-1}^T,  signal <- W_i^T signal    for i = d, ..., b + 1.
 #pragma once
 
-#include "vectors.h"
+#include "basics.h"
 
 namespace alignjax {
 namespace {
@@ -95,15 +95,15 @@ struct Chain {
   V bound;    // a state whose squared norm is below it has an acceptable risk
   V largest;  // the largest acceptable risk
 
-  Matrix<Cell> w(int i) const { return {weights[i], i, i - 1}; }
-  Matrix<Cell> left_of(int i) const {
+  ALIGNJAX_INLINE Matrix<Cell> w(int i) const { return {weights[i], i, i - 1}; }
+  ALIGNJAX_INLINE Matrix<Cell> left_of(int i) const {
     return {i == vertex - 1 ? weights[vertex] : left[i], vertex, i};
   }
-  Matrix<Cell> right_of(int i) const {
+  ALIGNJAX_INLINE Matrix<Cell> right_of(int i) const {
     return {i == vertex + 1 ? weights[vertex + 1] : right[i], i, vertex};
   }
 
-  void place(Arena& arena) {
+  ALIGNJAX_ANYWHERE void place(Arena& arena) {
     const int d = depth, b = vertex;
     weights = arena.take<Cell*>(d + 1);
     left = arena.take<Cell*>(d + 1);
@@ -164,7 +164,7 @@ struct Chain {
   }
 
  private:
-  static std::size_t larger(std::size_t a, std::size_t b) { return a > b ? a : b; }
+  static ALIGNJAX_INLINE std::size_t larger(std::size_t a, std::size_t b) { return a > b ? a : b; }
 
   // The narrowest width is that of the outputs, or that of the inputs.
   template <bool kExact, bool kInward>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "chain.h"
+#include "vectors.h"
 
 namespace alignjax {
 namespace {

@@ -1,16 +1,7 @@
-// Vectors by the extension that GCC and Clang share. Everything has internal linkage: the same
-// names are compiled for several instruction sets, and a linker must never merge them.
+// Vectors by the extension that GCC and Clang share, with internal linkage as all of basics.h.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
-#define ALIGNJAX_INLINE inline __attribute__((always_inline))
-#ifdef __clang__
-#define ALIGNJAX_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define ALIGNJAX_UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "basics.h"
 
 // GCC has Clang's name since version 12, and its own, which Clang lacks, since long ago.
 #ifdef __has_builtin
@@ -57,22 +48,6 @@ struct Vector {
   }
 };
 
-// What a state may reach.
-template <class T>
-struct Limits;
-template <>
-struct Limits<float> {
-  static constexpr double largest = 1.8446743523953730e19;  // risk: sqrt of the largest float
-  static constexpr double norm = 1e18;                      // its square is finite
-  static constexpr double finite = 3.4028234663852886e38;
-};
-template <>
-struct Limits<double> {
-  static constexpr double largest = 1.3407807929942596e154;
-  static constexpr double norm = 1e150;
-  static constexpr double finite = 1.7976931348623157e308;
-};
-
 // Entries `I` of two vectors side by side.
 template <int... I, class V>
 ALIGNJAX_INLINE V shuffle(V a, V b) {
@@ -83,39 +58,6 @@ ALIGNJAX_INLINE V shuffle(V a, V b) {
   return __builtin_shuffle(a, b, Indices{I...});
 #endif
 }
-
-// A width that is known to the compiler, beside `long` for one that is not.
-template <long N>
-struct Constant {
-  constexpr operator long() const { return N; }
-};
-
-template <long K>
-struct Square {
-  static constexpr bool square = true;
-  static constexpr long width = K;
-  ALIGNJAX_INLINE Constant<K> operator()(int) const { return {}; }
-};
-
-struct Ragged {
-  static constexpr bool square = false;
-  static constexpr long width = 0;
-  const std::int64_t* widths;
-  ALIGNJAX_INLINE long operator()(int i) const { return widths[i]; }
-};
-
-// Scratch memory handed out in order; with a null base it only counts.
-struct Arena {
-  char* base;
-  std::size_t used = 0;
-
-  template <class T>
-  T* take(std::size_t count) {
-    T* out = base ? reinterpret_cast<T*>(base + used) : nullptr;
-    used += (count * sizeof(T) + 63) / 64 * 64;
-    return out;
-  }
-};
 
 }  // namespace
 }  // namespace alignjax

@@ -380,12 +380,11 @@ def test_derivatives_are_taken_inside_shard_map_and_of_it(engine):
     ("engine", "kernel", "platforms"),
     [
         ("auto", library.TARGET, ["cpu"]),
-        ("auto", "triton", ["cuda"]),
-        ("gpu", "triton", ["cuda"]),
+        ("auto", gpu.library.TARGET, ["cuda"]),
+        ("gpu", gpu.library.TARGET, ["cuda"]),
     ],
 )
 def test_each_kernel_is_on_its_platform_alone(engine, kernel, platforms, monkeypatch):
-    pytest.importorskip("jax.experimental.pallas.triton")
     monkeypatch.setattr(fused, "_without_gpu", lambda: None)  # lowering needs no GPU
     monkeypatch.setattr(gpu, "takes_part", lambda: True)
     monkeypatch.setattr(gpu, "proves_itself", lambda widths, dtype: True)

@@ -1,29 +1,28 @@
 """The kernels for NVIDIA GPUs: a network stays on the chip for all steps of a segment.
 
-A scan launches a dozen kernels a step, and each reads and writes every layer. Here one kernel, by
-Pallas, runs all steps; weights leave the chip once, at the end. There are two layouts.
+A scan launches a dozen kernels a step, and each reads and writes every layer. Here one kernel, in
+CUDA C++ (``csrc/gpu``), runs all steps; weights leave the chip once, at the end. XLA calls it as it
+calls the kernels for CPUs, whose step of a chain of layers it shares. There are two layouts.
 
-*Lanes*, for widths up to 4: a network a lane, every entry of a matrix a register, all loops over
-entries unrolled. Three layers of width 4 in float32 are 48 weights, with about as many entries of
-products alive at once and 64 of shared moments: 255 registers a lane, hence 8 warps on a
-multiprocessor with 65,536 of them, and 450 of some 660 instructions a step are the
-multiply-adds of matrix products.
+*Lanes*, for up to four layers of width up to 4 (three of width 4 in float64): a network a thread,
+its layers filled up with zeros to squares, which changes nothing, every entry a register, all loops
+over entries unrolled. Three layers of width 4 take 127 registers in float32 and 252 in float64, of
+255.
 
-*Tiles*, for widths up to 64: a network a program, its layers padded with zeros to a power of two
-(which changes nothing, see ``launch``), its products ``tl.dot`` of whole layers through shared
-memory. Three layers of width 16, 32 and 64 take 1, 2 and 8 warps and 6, 24 and 96 KB of the
-227 KB of shared memory; 68, 82 and 77 percent of their instructions are the multiply-adds of
-products. In float64 products run on the tensor cores, in float32 never: they would round to TF32.
+*Tiles*, for widths up to 64: a network a block of 32 to 256 threads, its layers and their products
+in shared memory as far as there is room, the rest in memory that the card caches. Each thread
+computes tiles of 2 x 2 or 4 x 4 entries. Products are in full precision: no tensor core rounds to
+TF32.
 
-These counts are of the code that the compiler makes for an H200, not of a run. A program in which
-a network diverges takes twice as long, since it starts anew, and lanes with the most entries take
-the compiler some ten seconds.
+A program in which a network diverges takes twice as long, since it starts anew and stops in time.
 
-Of the two lowerings of Pallas for these GPUs this is the one by Triton: it takes small products in
-full precision, runs on Ampere and later chips, and lowers without a GPU, so that every machine can
-test it; :mod:`alignjax.engines.gpu.trial` tries it on the card. The other one, Mosaic GPU, needs
-Hopper and has products for tensor cores only. Where a version of JAX has no Triton lowering any
-more, the reference engine runs instead.
+The counts are of the code that the compiler makes for an H200, not of a run: the speed is not
+measured. The same sources compile for the host, where the tests run them, thread by thread;
+:mod:`alignjax.engines.gpu.trial` tries them on the card.
+
+Why CUDA C++: it runs on Ampere and later chips under every version of JAX that has typed foreign
+calls, and is lowered without a GPU. Of Pallas' two lowerings, JAX 0.12 deprecates the one by
+Triton, and the other one, Mosaic GPU, needs Hopper and has products for tensor cores only.
 """
 
 from __future__ import annotations
@@ -32,16 +31,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from alignjax.engines.gpu.plan import applies, make_plan
+from alignjax.engines.gpu import library
+from alignjax.engines.gpu.plan import Plan, applies, make_plan
+from alignjax.linalg import tied
 from alignjax.problems import MomentProblem
 
 __all__ = ["applies", "descend", "proves_itself", "reason_for_absence", "takes_part"]
 
 State = tuple[Array, ...]
 
-_OLDEST = 8.0  # compute capability: what the Triton lowering supports
+_OLDEST = 8.0  # compute capability: what the kernels are compiled for
 
 
 def reason_for_absence() -> str | None:
@@ -50,27 +53,19 @@ def reason_for_absence() -> str | None:
         devices = jax.devices("cuda")
     except RuntimeError:
         return "JAX sees no NVIDIA GPU here"
-    try:
-        from jax.experimental.pallas import triton  # noqa: F401
-    except ImportError as error:
-        return f"this version of JAX has no Triton lowering of Pallas: {error}"
     capability = min(float(device.compute_capability) for device in devices)
     if capability < _OLDEST:
         return f"they need compute capability {_OLDEST}, a GPU here has {capability}"
-    return None
+    return library.reason_for_absence()
 
 
 def takes_part() -> bool:
     """Whether the program that is being traced can be one for a GPU that has a kernel in it.
 
-    It is none where the default device is a CPU, which nobody should wait for a trial for; and
-    before JAX 0.10.2 the kernels do not trace inside ``shard_map`` with its checks on.
+    It is none where the default device is a CPU, which nobody should wait for a trial for.
     """
     device = jax.config.jax_default_device or jax.default_backend()  # type: ignore[attr-defined]
-    if getattr(device, "platform", device) == "cpu":
-        return False
-    inside = bool(getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ()))
-    return not inside or jax.__version_info__ >= (0, 10, 2)
+    return getattr(device, "platform", device) != "cpu"
 
 
 def proves_itself(widths: Sequence[int], dtype: Any) -> bool:
@@ -85,38 +80,56 @@ def proves_itself(widths: Sequence[int], dtype: Any) -> bool:
     return passes(make_plan(widths, dtype))
 
 
-def descend(
-    core: MomentProblem,
-    start: State,
-    rates: Array,
-    steps: Array,
-    *,
-    interpret: bool = False,
-) -> tuple[State, Array]:
+def descend(core: MomentProblem, start: State, rates: Array, steps: Array) -> tuple[State, Array]:
     """Gradient descent of one network; under any nest of ``vmap`` one kernel runs all of them.
 
-    Inside ``shard_map`` it wants ``check_vma=False`` where JAX is older than 0.10.2, or where it is
-    emulated. The caller supplies derivatives.
+    The caller supplies derivatives.
 
     Args:
         core: moments in the dtype of the weights, without a basis.
         start: the weights; :func:`applies` says which widths.
         rates: one learning rate a layer, ``(d,)``.
         steps: how many, an int32 that may be traced, but not batched.
-        interpret: whether to emulate the kernel, on any platform; for tests.
 
     Returns:
         The weights after the steps, or the last ones before divergence, and the steps taken.
 
     Raises:
-        ValueError: if the weights do not fit on the chip, or under a ``vmap`` over ``steps``.
+        ValueError: if the weights do not fit on the chip.
     """
-    # Pallas takes a second to import.
-    from alignjax.engines.gpu.launch import batched
+    dtype = start[0].dtype
+    plan = make_plan([start[0].shape[1], *(w.shape[0] for w in start)], dtype)
+    layers = jnp.concatenate(
+        [_fill_up(w, shape).ravel() for w, shape in zip(start, plan.layers, strict=True)]
+    )
+    inputs, outputs = plan.widths[0], plan.widths[-1]
+    results = [jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct(layers.shape, dtype)]
+    # Batch axes of operands that are not batched have length 1: shared moments are read once.
+    call = jax.ffi.ffi_call(library.TARGET, results, vmap_method="expand_dims")
+    taken, moved = call(
+        jnp.asarray(steps, jnp.int32),
+        rates,
+        _fill_up(core.input_moment, (inputs, inputs)),
+        _fill_up(core.cross_moment, (outputs, inputs)),
+        _fill_up(core.minimizer, (outputs, inputs)),
+        _fill_up(core.minimizer_slope, (outputs, inputs)),
+        core.target_energy,
+        core.minimum_risk,
+        layers,
+        widths=np.array(plan.widths, np.int64),
+        vertex=np.int64(plan.vertex),
+        lanes=np.int64(plan.lanes),
+    )
+    return tied((_layers(plan, moved, start), taken), (core, start, rates))
 
-    widths = [start[0].shape[1], *(w.shape[0] for w in start)]
-    plan = make_plan(widths, start[0].dtype)
-    moments: tuple[Any, ...] = tuple(getattr(core, name)[None] for name in plan.moment_names)
-    run = batched(plan, ((1, 1),) * len(moments), interpret)
-    moved, taken = run(steps, tuple(w[None] for w in start), rates[None], moments)
-    return tuple(w[0] for w in moved), taken[0]
+
+def _fill_up(matrix: Array, shape: tuple[int, int]) -> Array:
+    """With zeros, below and to the right."""
+    return jnp.pad(matrix, [(0, n - m) for m, n in zip(matrix.shape, shape, strict=True)])
+
+
+def _layers(plan: Plan, flat: Array, like: State) -> State:
+    """The layers that lie in ``flat`` one after the other, in the shapes of ``like``."""
+    ends = np.cumsum([rows * cols for rows, cols in plan.layers])[:-1]
+    parts = zip(jnp.split(flat, ends), plan.layers, like, strict=True)
+    return tuple(part.reshape(shape)[: w.shape[0], : w.shape[1]] for part, shape, w in parts)

@@ -1,4 +1,4 @@
-"""What fits on the chip, and how it is laid out there."""
+"""What the kernels take, and how a network is laid out on the chip."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from alignjax.linalg import narrowest
-from alignjax.problems import largest_risk
 
 __all__ = ["Plan", "applies", "make_plan"]
 
-_LANES_WIDTH, _LANES_ENTRIES = 4, 64
-# By the largest width: as few warps as keep their share of a product in their registers.
-_WARPS = {"float32": {8: 1, 16: 1, 32: 2, 64: 8}, "float64": {16: 1, 32: 4, 64: 8}}
-# Half of the registers of a warp, 32 KB, for the weights. Products want twice their size in shared
-# memory, of which a program has 227 KB.
-_WARP_BYTES, _PROGRAM_BYTES = 16 * 1024, 96 * 1024
-# Older versions of JAX lower no product of tiles below 16, and none does in float64.
-_SMALLEST = {"float32": 8 if jax.__version_info__ >= (0, 10, 2) else 16, "float64": 16}
+# As `with_lane` in csrc/gpu/kernels.h: the most layers that registers hold, by width.
+_LANES = {"float32": {2: 4, 3: 4, 4: 4}, "float64": {2: 4, 3: 4, 4: 3}}
+_WIDEST = 64
+_DEEPEST = 48  # as in csrc/gpu/job.h
+# Of layers; products of theirs want as much again, of the 227 KB of shared memory of a block.
+_LAYERS_BYTES = 96 * 1024
 
 
 @dataclass(frozen=True)
@@ -30,10 +26,11 @@ class Plan:
     """How one network is laid out; static, so that it can be a key.
 
     Attributes:
-        widths: ``(k_0, ..., k_d)`` on the chip, zeros appended.
+        widths: ``(k_0, ..., k_d)`` on the chip; where a network is a lane, zeros are appended to
+            make its layers square.
         vertex: where the chain of layers is cut, see :func:`alignjax.linalg.narrowest`.
         dtype: the precision, by name.
-        lanes: whether a network is one lane, or else a program.
+        lanes: whether a network is a thread's, or else a block's.
     """
 
     widths: tuple[int, ...]
@@ -51,43 +48,9 @@ class Plan:
         """The shape of every layer."""
         return tuple((b, a) for a, b in pairwise(self.widths))
 
-    @property
-    def whole(self) -> bool:
-        """Whether the chain is not cut, so that the end-to-end matrix is formed."""
-        return self.vertex in (0, self.depth)
-
-    @property
-    def moments(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of each array in :attr:`moment_names`."""
-        square, cross = (self.widths[0],) * 2, (self.widths[-1], self.widths[0])
-        return (square, cross, cross, cross, ()) if self.whole else (square, cross, ())
-
-    @property
-    def moment_names(self) -> tuple[str, ...]:
-        """Which attributes of a :class:`alignjax.problems.MomentProblem` a step needs."""
-        if self.whole:
-            centre = ("minimizer", "minimizer_slope", "minimum_risk")
-            return ("input_moment", "cross_moment", *centre)
-        return ("input_moment", "cross_moment", "target_energy")
-
-    @property
-    def largest(self) -> float:
-        """The largest risk of a good state."""
-        return largest_risk(self.dtype)
-
-    @property
-    def warps(self) -> int:
-        """Warps of a program by tiles."""
-        return _WARPS[self.dtype][max(self.widths)]
-
-    def split(self, refs: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
-        """Moments, weights, results and the steps taken, from all of them in a row."""
-        first, second = len(self.moments), len(self.moments) + self.depth
-        return refs[:first], refs[first:second], refs[second:-1], refs[-1]
-
 
 def applies(widths: Sequence[int], dtype: Any) -> bool:
-    """Whether networks of these widths stay on the chip for all steps."""
+    """Whether there is a kernel for networks of these widths."""
     return _layout(widths, jnp.dtype(dtype)) is not None
 
 
@@ -104,20 +67,16 @@ def make_plan(widths: Sequence[int], dtype: Any) -> Plan:
             f"in {jnp.dtype(dtype)}"
         )
     padded, lanes = layout
-    return Plan(padded, narrowest(widths), jnp.dtype(dtype).name, lanes)
+    return Plan(padded, narrowest(padded), jnp.dtype(dtype).name, lanes)
 
 
 def _layout(widths: Sequence[int], dtype: Any) -> tuple[tuple[int, ...], bool] | None:
     """Widths on the chip, and whether by lanes; None where they do not fit."""
-    if dtype.name not in _WARPS:
+    if dtype.name not in _LANES:
         return None
-    if max(widths) <= _LANES_WIDTH and _entries(widths) <= _LANES_ENTRIES:
-        return tuple(widths), True
-    padded = tuple(max(_SMALLEST[dtype.name], 1 << (k - 1).bit_length()) for k in widths)
-    warps = _WARPS[dtype.name].get(max(padded), 0)
-    room = min(warps * _WARP_BYTES, _PROGRAM_BYTES)
-    return (padded, False) if _entries(padded) * dtype.itemsize <= room else None
-
-
-def _entries(widths: Sequence[int]) -> int:
-    return sum(a * b for a, b in pairwise(widths))
+    widest, depth = max(widths), len(widths) - 1
+    if depth <= _LANES[dtype.name].get(max(widest, 2), 0):
+        return (max(widest, 2),) * (depth + 1), True
+    size = sum(a * b for a, b in pairwise(widths)) * dtype.itemsize
+    fits = widest <= _WIDEST and depth <= _DEEPEST and size <= _LAYERS_BYTES
+    return (tuple(widths), False) if fits else None

@@ -1,7 +1,7 @@
 """A kernel is tried before anybody is given its answers unasked.
 
-The kernels are tested in emulation and lowered for GPUs; on which card, under which driver and
-version of JAX they will run, nobody knows before. So ``engine="auto"`` takes the one for given
+The kernels are tested on the host and compiled for GPUs; on which card, by which compiler and under
+which driver they will run, nobody knows before. So ``engine="auto"`` takes the one for given
 widths only after it gave the reference's answer, on this card, to a problem of these widths. What
 is looked at are answers, never times.
 """
@@ -18,16 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from alignjax.engines import xla
-from alignjax.engines.gpu.launch import BLOCK, SMALL_BLOCK, batched
+from alignjax.engines import gpu, xla
 from alignjax.engines.gpu.plan import Plan
-from alignjax.problems import Problem, regression
+from alignjax.problems import MomentProblem, regression
 
 __all__ = ["example", "objection", "passes"]
 
 State = tuple[Array, ...]
 
-# More than one block of lanes, and no whole number of them.
+# More than one block of threads, and no whole number of them.
 _NETWORKS, _STEPS = 140, 24
 # Of a layer's norm. Products in TF32, the likeliest mistake, are off by 5e-5 and more; roundoff at
 # the start moves the answer by 1e-6.
@@ -45,7 +44,7 @@ def passes(plan: Plan) -> bool:
     """
     kinds = {device.device_kind: device for device in jax.local_devices(backend="cuda")}
     for kind, device in kinds.items():
-        why = objection(plan, device, interpret=False)
+        why = objection(plan, device)
         if why is not None:
             warnings.warn(
                 f"engine='auto' leaves networks that are laid out as widths {plan.widths} in "
@@ -57,24 +56,23 @@ def passes(plan: Plan) -> bool:
     return True
 
 
-def objection(plan: Plan, device: jax.Device, *, interpret: bool) -> str | None:
+def objection(plan: Plan, device: jax.Device) -> str | None:
     """What is wrong with the kernel of this layout on this device, or None.
 
     Networks with rates from 0 up to one at which they diverge are trained by the reference and by
-    both of the kernel's programs: for few networks and for many, with moments that they share and
-    with moments of their own. All must take the same number of steps and come to the same weights.
+    the kernel, with moments that they share and with moments of their own. All must take the same
+    number of steps and come to the same weights.
 
     Args:
         plan: the layout.
         device: where to run.
-        interpret: whether to emulate the kernel.
     """
     # In a thread of its own nothing is traced, whatever the caller is in the middle of.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_objection, plan, device, interpret).result()
+        return thread.submit(_objection, plan, device).result()
 
 
-def _objection(plan: Plan, device: jax.Device, interpret: bool) -> str | None:
+def _objection(plan: Plan, device: jax.Device) -> str | None:
     try:
         with _in_precision(plan.dtype), jax.default_device(device):
             problem, start, rates = example(plan)
@@ -83,13 +81,8 @@ def _objection(plan: Plan, device: jax.Device, interpret: bool) -> str | None:
             *healthy, last = expected[1]
             if min(healthy) < _STEPS or last == _STEPS:
                 return "cannot be tried: the reference itself comes out otherwise than it should"
-            for block, count in ((SMALL_BLOCK, 1), (BLOCK, _NETWORKS)):
-                moments = tuple(
-                    jnp.tile(getattr(problem, name), (count, *(1 for _ in shape)))
-                    for name, shape in zip(plan.moment_names, plan.moments, strict=True)
-                )
-                kernel = batched(plan, ((1, count),) * len(moments), interpret, block)
-                got = jax.device_get(jax.jit(kernel)(steps, start, rates, moments))
+            for shared in (True, False):
+                got = jax.device_get(_by_kernel(problem, start, rates, steps, shared))
                 why = _difference(plan, got, expected)
                 if why is not None:
                     return why
@@ -98,9 +91,18 @@ def _objection(plan: Plan, device: jax.Device, interpret: bool) -> str | None:
     return None
 
 
-def _by_xla(problem: Problem, start: State, rates: Array, steps: Array) -> Any:
+def _by_xla(problem: MomentProblem, start: State, rates: Array, steps: Array) -> Any:
     reference = partial(xla.advance, problem, max_steps=_STEPS)
     return jax.jit(jax.vmap(reference, in_axes=(0, 0, None)))(start, rates, steps)
+
+
+def _by_kernel(
+    problem: MomentProblem, start: State, rates: Array, steps: Array, shared: bool
+) -> Any:
+    if not shared:
+        problem = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(rates)), problem)
+    axes = (None if shared else 0, 0, 0, None)
+    return jax.jit(jax.vmap(gpu.descend, in_axes=axes))(problem, start, rates, steps)
 
 
 def _difference(plan: Plan, got: Any, expected: Any) -> str | None:
@@ -120,7 +122,7 @@ def _difference(plan: Plan, got: Any, expected: Any) -> str | None:
     return None
 
 
-def example(plan: Plan) -> tuple[Problem, State, Array]:
+def example(plan: Plan) -> tuple[MomentProblem, State, Array]:
     """A problem, starts and rates, which the last network alone diverges at."""
     random = np.random.default_rng(0)
     inputs, outputs = plan.widths[0], plan.widths[-1]
@@ -139,7 +141,7 @@ def example(plan: Plan) -> tuple[Problem, State, Array]:
     rates = np.outer(np.linspace(0, 0.05, _NETWORKS), layers) / plan.depth
     # One layer diverges slowly, many at once.
     rates[-1] = 1e6 if plan.depth == 1 else max(30.0, 10 ** (4.5 / plan.depth))
-    return regression(X, Y), start, jnp.asarray(rates, plan.dtype)
+    return regression(X, Y)._core(), start, jnp.asarray(rates, plan.dtype)
 
 
 def _in_precision(dtype: str) -> Any:

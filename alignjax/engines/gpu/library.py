@@ -1,0 +1,51 @@
+"""The compiled kernels for GPUs: found, loaded and registered when they are first asked for."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import jax
+
+__all__ = ["FILE", "TARGET", "reason_for_absence", "register"]
+
+FILE = Path(__file__).with_name("_gpu_kernels.so")
+"""Where the package's build puts them."""
+
+TARGET = "alignjax_gpu_advance"
+"""The name under which XLA knows them."""
+
+_INTERFACE = 1  # of csrc/gpu/ffi.cc: an editable installation may have an older library
+
+
+@cache
+def reason_for_absence() -> str | None:
+    """Why there are no compiled kernels here, or None; loads them on the first call."""
+    if not FILE.exists():
+        return (
+            "the package was installed without its kernels for GPUs: they need CUDA's compiler, "
+            "nvcc, when it is installed"
+        )
+    try:
+        library = register(FILE, "CUDA")
+    except Exception as error:  # whatever this platform or this jaxlib objects to
+        return f"its kernels for GPUs cannot be loaded: {error}"
+    library.alignjax_gpu_objection.restype = ctypes.c_char_p
+    objection = library.alignjax_gpu_objection()
+    return None if objection is None else f"CUDA finds no card for them: {objection.decode()}"
+
+
+def register(file: Path, platform: str) -> ctypes.CDLL:
+    """Load a library of these kernels and tell XLA that they are the ones of a platform.
+
+    Raises:
+        OSError: if it cannot be loaded.
+        ValueError: if it is one of another version.
+    """
+    library = ctypes.CDLL(str(file))
+    if getattr(library, "alignjax_gpu_interface", lambda: 0)() != _INTERFACE:
+        raise ValueError("they are those of another version: install it again")
+    capsule = jax.ffi.pycapsule(getattr(library, TARGET))
+    jax.ffi.register_ffi_target(TARGET, capsule, platform=platform)
+    return library
