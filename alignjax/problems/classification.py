@@ -51,7 +51,7 @@ def classification(
             f"labels must hold one label a sample: X has {inputs.shape[0]} rows, labels have shape "
             f"{ids.shape}"
         )
-    if chosen is squared:
+    if chosen == squared:
         if classes is None and _are_signs(ids):
             return regression(inputs, jnp.asarray(ids, inputs.dtype))
         ids, count = _class_ids(ids, classes)

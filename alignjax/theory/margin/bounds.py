@@ -175,9 +175,9 @@ def first_layer_threshold(loss: Any, samples: int, spread: float) -> float:
     n = as_count(samples, "samples", minimum=1)
     if not spread > 0:
         raise ValueError(f"spread must be positive, got {spread}")
-    if chosen is exponential:
+    if chosen == exponential:
         return (1 + float(np.log(n))) / spread
-    if chosen is logistic:
+    if chosen == logistic:
         return 2 * n / (np.e * spread)
     raise ValueError(f"loss must be 'exponential' or 'logistic', got {chosen.name!r}")
 
