@@ -133,8 +133,9 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen(Data):
-    pass
+class Frozen:
+    array: object
+    __call__ = Data.__call__
 
 
 class Slots:
