@@ -294,7 +294,8 @@ def _claim_maps(context: Context, maps: dict[tuple[int, int], dict[str, np.ndarr
         "above_count",
         OWN,
         "From that dimension on most do: share of the searches that end aligned to 1e-10",
-        bound=0.9,
+        # a search that ends elsewhere may do so by chaos, so that nothing hangs on single ones
+        bound=0.5,
         measured=(over < 1e-10).mean(),
     )
 
