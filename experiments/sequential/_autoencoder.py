@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from alignjax.closed_forms import mode_flow
 from alignjax.linalg import matmul
 
 PAPER = "Gidel et al. 2019"
@@ -31,6 +33,13 @@ def leading_projectors(vectors: jax.Array, count: int) -> jax.Array:
 def distances(products: jax.Array, projectors: jax.Array) -> jax.Array:
     """``||W - P_k||_F`` for each ``W`` ``(T, k, k)`` and projector, shape ``(T, count)``."""
     return jnp.linalg.norm(products[:, None] - projectors, axis=(-2, -1))
+
+
+def predicted_distances(spectrum: np.ndarray, start: np.ndarray, delta: float) -> np.ndarray:
+    """How near the closed form's path comes to the projectors, from modes at ``start`` ``(K,)``."""
+    times = np.geomspace(0.5 / spectrum[0], 3 / spectrum[-1], 4000)[:, None] * delta
+    modes = np.asarray(mode_flow(times, start, spectrum, spectrum))
+    return np.linalg.norm(modes[:, None] - np.tri(len(start)), axis=-1).min(0)
 
 
 def expected_error(product: jax.Array, signal: jax.Array, noise: jax.Array) -> jax.Array:

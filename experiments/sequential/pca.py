@@ -9,12 +9,11 @@ import numpy as np
 
 import alignjax as aj
 from alignjax import datasets
-from alignjax.closed_forms import mode_flow
 from alignjax.theory.sequential import transition_steps
 from experiments.context import Context
 from experiments.images import training_digits
 from experiments.registry import experiment
-from experiments.sequential._autoencoder import PAPER, symmetric_start
+from experiments.sequential._autoencoder import PAPER, predicted_distances, symmetric_start
 from experiments.style import COLORS, plt
 
 SOURCE = f"{PAPER}, section 3.1, linear autoencoder"
@@ -72,13 +71,6 @@ def effective_starts(inner: np.ndarray, components: np.ndarray) -> np.ndarray:
     """
     triangle = np.linalg.qr(np.asarray(inner) @ components, mode="r")
     return np.diagonal(triangle, axis1=-2, axis2=-1) ** 2
-
-
-def predicted_distances(spectrum: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """How near the closed form's path comes to the projectors, from modes at ``start`` ``(K,)``."""
-    times = np.geomspace(0.5 / spectrum[0], 3 / spectrum[-1], 4000)[:, None] * DELTA
-    modes = np.asarray(mode_flow(times, start, spectrum, spectrum))
-    return np.linalg.norm(modes[:, None] - np.tri(len(start)), axis=-1).min(0)
 
 
 def settling_rate(kept: float, left: float) -> float:
@@ -140,7 +132,7 @@ def pca(context: Context) -> None:
         "asymmetry": _asymmetry(runs.observations),
         "aligned asymmetry": _asymmetry(aligned.observations),
         "transitions": np.asarray(transition_steps(leading, leading, deltas, rate)),
-        "predicted": np.array([predicted_distances(leading, start) for start in begin]),
+        "predicted": np.array([predicted_distances(leading, start, DELTA) for start in begin]),
     }
     nearest = found["distances"].min(axis=1)
     context.table(
