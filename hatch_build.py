@@ -41,9 +41,29 @@ FLAGS = [
     "-Wno-psabi",
     "-pthread",
 ]
-# The compiler's own libraries go into the library, so that any machine of its glibc can load it;
-# nobody else sees them there.
-PORTABLE = ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
+# The libraries that every Linux with glibc has, and the last versions of GCC's two that are on all
+# those whose glibc is 2.N or newer (the numbers are those of auditwheel's policy).
+EVERYWHERE = r"(libc|libm|libgcc_s|libstdc\+\+|libpthread|libdl|librt|ld-linux.*)\.so\.\d+"
+CARRIED = {
+    "GLIBCXX": [
+        ((3, 4, 19), 17),
+        ((3, 4, 22), 24),
+        ((3, 4, 24), 27),
+        ((3, 4, 28), 31),
+        ((3, 4, 29), 34),
+        ((3, 4, 30), 35),
+        ((3, 4, 33), 39),
+    ],
+    "CXXABI": [
+        ((1, 3, 7), 17),
+        ((1, 3, 10), 24),
+        ((1, 3, 11), 27),
+        ((1, 3, 12), 31),
+        ((1, 3, 13), 34),
+        ((1, 3, 15), 39),
+    ],
+    "GCC": [((4, 8, 0), 17), ((7, 0, 0), 27), ((12, 0, 0), 35), ((14, 0, 0), 39)],
+}
 CUDA_FLAGS = ["-std=c++17", "-O3"]
 SHARED = ("basics.h", "chain.h", "call.h", "kernel.h")  # what csrc/gpu includes
 AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mprefer-vector-width=512"]
@@ -68,24 +88,26 @@ class CompiledKernels(BuildHookInterface):
         """Compile if there is something to compile with; say so if there is not."""
         root = Path(self.root)
         editable = version == "editable"
-        made = self.make(root, LIBRARY, editable, fingerprint, compile_library)
-        if made:
-            # Without kernels for CPUs there are none for GPUs either: XLA's headers are missing.
-            self.make(root, GPU_LIBRARY, editable, gpu_fingerprint, compile_gpu_library)
+        made = []
+        if self.make(LIBRARY, editable, fingerprint, compile_library):
+            made.append(LIBRARY)
+            # Without kernels for CPUs there are none for GPUs either: compiler or headers lack.
+            if self.make(GPU_LIBRARY, editable, gpu_fingerprint, compile_gpu_library):
+                made.append(GPU_LIBRARY)
             build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{platform_tag(root / LIBRARY)}"
-            build_data["artifacts"] += [str(LIBRARY), str(GPU_LIBRARY)]
+            tag = platform_tag([root / library for library in made])
+            build_data["tag"] = f"py3-none-{tag}"
+            build_data["artifacts"] += map(str, made)
 
     def make(
         self,
-        root: Path,
         name: Path,
         editable: bool,
         digest: Callable[[Path], str],
         compile_: Callable[[Path, Path], None],
     ) -> bool:
-        """Put a library into the tree; whether it is there."""
-        sources, library = root / "csrc", root / name
+        """Put a library into the tree; whether it could be."""
+        sources, library = Path(self.root) / "csrc", Path(self.root) / name
         try:
             if os.environ.get(WITHOUT):
                 raise Unwanted(f"${WITHOUT} is set")
@@ -93,8 +115,8 @@ class CompiledKernels(BuildHookInterface):
             if not editable or not is_fresh(sources, library, digest):
                 compile_(sources, library)
         except (ImportError, OSError, RuntimeError) as error:
-            # One of other sources is worse than none, and one that is in the tree would be packed.
-            library.unlink(missing_ok=True)
+            if editable:
+                library.unlink(missing_ok=True)  # one of other sources is worse than none
             if os.environ.get(REQUIRED) and not isinstance(error, Unwanted):
                 raise
             self.app.display_warning(f"alignjax does without {name.name}: {error}")
@@ -106,17 +128,19 @@ class Unwanted(RuntimeError):
     """Nobody asked for this library, or nothing here could use it."""
 
 
-def platform_tag(library: Path) -> str:
-    """The platform of a wheel with a shared library that no Python ABI enters.
+def platform_tag(libraries: list[Path]) -> str:
+    """The platform of a wheel with shared libraries that no Python ABI enters.
 
-    On Linux it is computed from what the library needs: ``manylinux_2_N`` for the oldest glibc that
-    has all symbols, or ``linux`` where it needs more than every such machine has. So build on an
-    old image for a wheel that runs on old machines.
+    On Linux it is computed from what they need: ``manylinux_2_N`` for the oldest glibc on whose
+    machines they load, or ``linux``, which no index takes, where that is not known. So a wheel for
+    old machines is built on an old image.
     """
     plain = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     if sys.platform == "linux":
-        glibc = oldest_glibc(needed_versions(library))
-        return plain if glibc is None else f"manylinux_2_{glibc}_{plain.removeprefix('linux_')}"
+        found = [oldest_glibc(needed_versions(library)) for library in libraries]
+        if None in found:
+            return plain
+        return f"manylinux_2_{max(map(int, filter(None, found)))}_{plain.removeprefix('linux_')}"
     if sys.platform != "darwin":
         return plain
     machines = [*targets()]
@@ -127,35 +151,37 @@ def platform_tag(library: Path) -> str:
 def needed_versions(library: Path) -> set[str] | None:
     """The versions of symbols that a library wants of others, such as ``GLIBC_2.17``, by objdump.
 
-    None if it cannot be told.
+    None if they cannot be told, or if it wants a library that not every machine has.
     """
     try:
         command = ["objdump", "-p", str(library)]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    if "libc.musl" in said:
+    wanted = set(re.findall(r"^\s+NEEDED\s+(\S+)$", said, re.MULTILINE))
+    if not all(re.fullmatch(EVERYWHERE, name) for name in wanted):
         return None
     return set(re.findall(r"^\s+0x\w+ 0x\w+ \d+ (\S+)$", said, re.MULTILINE))
 
 
 def oldest_glibc(versions: set[str] | None) -> int | None:
-    """``N`` of the oldest glibc 2.N that serves these versions, or None if none is known to.
+    """``N`` of the oldest glibc 2.N on whose machines all these versions are, None if not known.
 
-    What GCC's own libraries had when manylinux_2_17 was agreed on is on every such machine; all
-    else must be in the library itself, see ``PORTABLE``.
+    At least 17, the oldest one that wheels are made for.
     """
-    known = {"GLIBC": (2, 99), "GCC": (4, 8), "GLIBCXX": (3, 4, 19), "CXXABI": (1, 3, 7)}
     oldest = 17
-    for version in versions if versions is not None else {"unknown"}:
-        name, _, number = version.partition("_")
-        if name not in known or not re.fullmatch(r"[0-9.]+", number):
+    for version in versions if versions is not None else {""}:
+        name, _, digits = version.partition("_")
+        if not re.fullmatch(r"\d+(\.\d+)*", digits):
+            return None  # such as GLIBC_ABI_DT_RELR
+        number = tuple(map(int, digits.split(".")))
+        if name == "GLIBC" and number[0] == 2:
+            oldest = max(oldest, number[1])
+            continue
+        served = [glibc for last, glibc in CARRIED.get(name, []) if number <= last]
+        if not served:
             return None
-        numbers = tuple(map(int, number.split(".")))
-        if numbers > known[name] and numbers[: len(known[name])] != known[name]:
-            return None
-        if name == "GLIBC":
-            oldest = max(oldest, numbers[1])
+        oldest = max(oldest, min(served))
     return oldest
 
 
@@ -282,22 +308,8 @@ def compile_for(
         ]
         linked = [future.result() for future in objects]
     library = folder / LIBRARY.name
-    link(
-        [*compiler, "-shared", "-pthread", *extra, *linked, "-o", str(library)], portable=not extra
-    )
+    run([*compiler, "-shared", "-pthread", *extra, *linked, "-o", str(library)])
     return library
-
-
-def link(command: list[str], *, portable: bool = True) -> None:
-    """Link, with the compiler's own libraries inside where that can be."""
-    if portable and sys.platform == "linux":
-        try:
-            run([*command, *PORTABLE])
-        except RuntimeError:  # no static ones are here
-            pass
-        else:
-            return
-    run(command)
 
 
 def compile_gpu_library(sources: Path, library: Path) -> None:
@@ -329,8 +341,7 @@ def compile_for_cards(
     """
     compiler, folder = find_compiler(), library.parent
     codes = [f"-gencode=arch=compute_{each},code=sm_{each}" for each in named]
-    newest = max(named, key=lambda each: int(re.match(r"\d+", each)[0]))
-    codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+    codes.append(f"-gencode=arch=compute_{named[-1]},code=compute_{named[-1]}")
     host = ["-ccbin", compiler[0], "-Xcompiler", "-fPIC,-fvisibility=hidden"]
     kernels, entry = str(folder / "launch.o"), str(folder / "ffi.o")
     gpu = sources / "gpu"
@@ -379,14 +390,14 @@ def architectures() -> tuple[str, ...]:
     """What to compile for, such as ``("80", "90")``: as told, or the cards that are here."""
     told = os.environ.get(ARCHITECTURES)
     if told is not None:
-        return tuple(sorted(set(re.findall(r"\d+[af]?", told)), key=lambda a: (len(a), a)))
+        return tuple(sorted(set(re.findall(r"\d+", told)), key=int))
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
     found = {line.strip().replace(".", "") for line in said.splitlines()}
-    return tuple(sorted(each for each in found if re.fullmatch(r"\d+", each) and int(each) >= 80))
+    return tuple(sorted((a for a in found if a.isdecimal() and int(a) >= 80), key=int))
 
 
 def compilers() -> list[list[str]]:

@@ -596,7 +596,7 @@ def test_a_wheel_for_macos_names_what_it_is_compiled_for(
         monkeypatch.delenv("ARCHFLAGS", raising=False)
     else:
         monkeypatch.setenv("ARCHFLAGS", archflags)
-    assert hatch_build.platform_tag() == tag
+    assert hatch_build.platform_tag([]) == tag
     expected = [f"-arch {arch} -mmacosx-version-min={old}" for arch, old in map(str.split, flags)]
     assert [" ".join(given) for given in hatch_build.targets().values()] == expected
 
