@@ -241,6 +241,9 @@ ALIGNJAX_EXPORT XLA_FFI_Error* alignjax_advance(XLA_FFI_CallFrame* frame) {
 // To be raised whenever what Python hands over changes; see library.py.
 ALIGNJAX_EXPORT int alignjax_interface() { return 2; }
 
+// The version of XLA's foreign calls that this is compiled for.
+ALIGNJAX_EXPORT int alignjax_xla() { return XLA_FFI_API_MAJOR * 1000 + XLA_FFI_API_MINOR; }
+
 // A digest of the sources that this is compiled from.
 ALIGNJAX_EXPORT const char* alignjax_sources() { return ALIGNJAX_SOURCES; }
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import jaxlib
 import pytest
 
 from alignjax.engines.gpu import library
@@ -27,7 +28,9 @@ def load() -> ctypes.CDLL:
         pytest.skip("needs a C++ compiler")
     folder = ROOT / "build"
     folder.mkdir(exist_ok=True)
-    file = folder / f"gpu_emulation_{hatch_build.gpu_fingerprint(ROOT / 'csrc')[:16]}.so"
+    # What is compiled with a jaxlib's headers loads in that one and later ones.
+    digest = hatch_build.gpu_fingerprint(ROOT / "csrc")[:16]
+    file = folder / f"gpu_emulation_{jaxlib.__version__}_{digest}.so"
     with (folder / "gpu_emulation.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several workers one compiles
         if not file.exists():

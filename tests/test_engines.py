@@ -559,6 +559,14 @@ def test_a_library_of_another_version_is_told(monkeypatch):
 
 
 @needs_kernels
+def test_kernels_for_a_newer_jaxlib_are_told_before_they_break_its_back_end(monkeypatch):
+    assert 1 <= library.xla_interface() < 1000
+    monkeypatch.setattr(library, "_loaded", None)
+    monkeypatch.setattr(library, "xla_interface", lambda: 0)
+    assert "for a newer jaxlib" in aj.engines.unavailable()["cpu"]
+
+
+@needs_kernels
 def test_the_kernels_are_compiled_from_the_sources_beside_them():
     pytest.importorskip("hatchling")
     from hatch_build import is_fresh

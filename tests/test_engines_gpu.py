@@ -358,6 +358,8 @@ def test_a_machine_says_why_it_has_no_kernels(monkeypatch, tmp_path):
         broken = tmp_path / "broken.so"
         broken.write_bytes(b"no library")
         assert "cannot be loaded" in reason(broken)
+        monkeypatch.setattr(library, "xla_interface", lambda: 0)
+        assert "for a newer jaxlib" in reason(Path(emulated.load()._name))
         monkeypatch.setattr(library, "_INTERFACE", -1)
         assert "those of another version: install it again" in reason(Path(emulated.load()._name))
     finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +14,14 @@ import jax
 
 __all__ = [
     "FILE",
+    "OLD_XLA",
     "RECURSION",
     "TARGET",
     "instruction_sets",
     "reason_for_absence",
     "select",
     "selected",
+    "xla_interface",
 ]
 
 FILE = Path(__file__).with_name("_cpu_kernels.so")
@@ -28,6 +32,10 @@ TARGET, RECURSION = "alignjax_advance", "alignjax_recursion"
 
 _VARIABLE = "ALIGNJAX_CPU_ISA"
 _INTERFACE = 2  # of csrc/ffi.cc: an editable installation may have an older library
+
+
+OLD_XLA = "its compiled kernels are for a newer jaxlib than the one at hand: install it again"
+"""What is told where :func:`xla_interface` is too old for a library."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,24 @@ def reason_for_absence() -> str | None:
             runs here.
     """
     return _load().reason
+
+
+def xla_interface() -> int:
+    """The version of foreign calls that the jaxlib at hand takes; those compiled for older ones go.
+
+    To be asked before anything is registered: a newer one is refused when a back end starts, and
+    the back end with it.
+    """
+    header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    try:
+        text = header.read_text(encoding="utf-8")
+        major, minor = (
+            int(re.findall(rf"#define XLA_FFI_API_{name} (\d+)", text)[0])
+            for name in ("MAJOR", "MINOR")
+        )
+    except (OSError, IndexError):
+        return sys.maxsize  # a jaxlib without headers does not say
+    return 1000 * major + minor
 
 
 def instruction_sets() -> tuple[str, ...]:
@@ -98,6 +124,8 @@ def _open() -> _Loaded:
             return _Loaded(
                 None, "its compiled kernels are those of another version: install it again"
             )
+        if getattr(library, "alignjax_xla", lambda: 0)() > xla_interface():
+            return _Loaded(None, OLD_XLA)
         for target in (TARGET, RECURSION):
             capsule = jax.ffi.pycapsule(getattr(library, target))
             jax.ffi.register_ffi_target(target, capsule, platform="cpu")

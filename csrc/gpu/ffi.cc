@@ -194,5 +194,8 @@ ALIGNJAX_EXPORT XLA_FFI_Error* alignjax_gpu_advance(XLA_FFI_CallFrame* frame) {
 // To be raised whenever what Python hands over changes; see alignjax/engines/gpu/library.py.
 ALIGNJAX_EXPORT int alignjax_gpu_interface() { return 1; }
 
+// As `alignjax_xla` in ../ffi.cc.
+ALIGNJAX_EXPORT int alignjax_gpu_xla() { return XLA_FFI_API_MAJOR * 1000 + XLA_FFI_API_MINOR; }
+
 // A digest of the sources that this is compiled from.
 ALIGNJAX_EXPORT const char* alignjax_gpu_sources() { return ALIGNJAX_SOURCES; }

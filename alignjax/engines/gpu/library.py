@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+from alignjax.engines.library import OLD_XLA, xla_interface
+
 __all__ = ["FILE", "TARGET", "reason_for_absence", "register"]
 
 FILE = Path(__file__).with_name("_gpu_kernels.so")
@@ -41,11 +43,13 @@ def register(file: Path, platform: str) -> ctypes.CDLL:
 
     Raises:
         OSError: if it cannot be loaded.
-        ValueError: if it is one of another version.
+        ValueError: if it is one of another version, or for a newer jaxlib.
     """
     library = ctypes.CDLL(str(file))
     if getattr(library, "alignjax_gpu_interface", lambda: 0)() != _INTERFACE:
         raise ValueError("they are those of another version: install it again")
+    if library.alignjax_gpu_xla() > xla_interface():
+        raise ValueError(OLD_XLA)
     capsule = jax.ffi.pycapsule(getattr(library, TARGET))
     jax.ffi.register_ffi_target(TARGET, capsule, platform=platform)
     return library
