@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from alignjax.engines import gpu
 from alignjax.engines.gpu import library, trial
@@ -149,8 +150,8 @@ def test_it_lowers_for_cuda_without_a_gpu_and_copies_no_moments(widths, dtype):
     inputs = make_plan(widths, dtype).widths[0]
     kind = {np.float32: "f32", np.float64: "f64"}[dtype]
     assert f"tensor<1x{inputs}x{inputs}x{kind}>" in call
-    allowed = [jax.export.DisabledSafetyCheck.custom_call(library.TARGET)]
-    exported = jax.export.export(run, platforms=["cuda"], disabled_checks=allowed)
+    allowed = [export.DisabledSafetyCheck.custom_call(library.TARGET)]
+    exported = export.export(run, platforms=["cuda"], disabled_checks=allowed)
     assert exported(jnp.stack([rates] * 4)).platforms == ("cuda",)
 
 
