@@ -229,7 +229,7 @@ def _unfinished(time: float, last: float, solver: str, parameters: int, max_step
 
 
 def _slope(t: Any, layers: Weights, problem: Problem) -> Weights:
-    (_, gradients), ok = checked_gradient(problem, layers)
+    gradients, ok = checked_gradient(problem, layers)
     return _downhill(gradients, jnp.ones((), layers[0].dtype), ok)
 
 

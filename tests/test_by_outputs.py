@@ -39,7 +39,7 @@ def test_risk_and_slope_are_those_of_the_problem(name, dtype):
     matrix = W.astype(dtype)
     tolerance = 1e-12 if dtype == jnp.float64 else 2e-5
     seen = problem.by_outputs()
-    value, slope = seen.evaluate_outputs(seen.inputs @ matrix.T)
+    value, slope = seen.slope_at(seen.inputs @ matrix.T)
     expected = risk(problem, (matrix,))
     assert slope.dtype == value.dtype == dtype
     np.testing.assert_allclose(value, expected, rtol=tolerance)
@@ -79,7 +79,7 @@ def test_the_slope_has_the_problem_s_second_derivatives(name):
 
     def seen(X, Y, matrix):
         problem = PROBLEMS[name](X, Y).by_outputs()
-        _, slope = problem.evaluate_outputs(problem.inputs @ matrix.T)
+        _, slope = problem.slope_at(problem.inputs @ matrix.T)
         return jnp.vdot(weight, slope.T @ problem.inputs)
 
     for number in range(3):

@@ -48,12 +48,11 @@ def advance(
 def _descend(
     look: Callable[[State], Any], state: State, rate: Array, steps: Array | int, max_steps: int
 ) -> tuple[State, Array]:
-    """The steps themselves, ``look`` giving ``((risk, gradient), ok)`` of a state."""
+    """The steps themselves, ``look`` giving ``(gradient, ok)`` of a state."""
     rates = jnp.broadcast_to(rate, (len(state),))
 
     def evaluate(state: State, _: Array) -> tuple[State, Array]:
-        (_, slope), ok = look(state)
-        return slope, ok
+        return look(state)
 
     def update(state: State, slope: State) -> State:
         return tuple(w - rates[i] * g for i, (w, g) in enumerate(zip(state, slope, strict=True)))

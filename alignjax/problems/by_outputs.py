@@ -33,8 +33,8 @@ class ByOutputs(Protocol):
     def risk_of(self, outputs: Array) -> Array:
         """The risk, a scalar."""
 
-    def evaluate_outputs(self, outputs: Array) -> tuple[Array, Array]:
-        """The risk and its gradient in the outputs, ``(m, k_d)``."""
+    def slope_at(self, outputs: Array) -> tuple[Array, Array]:
+        """The risk up to roundoff, at no cost, and its gradient in the outputs, ``(m, k_d)``."""
 
 
 @jax.tree_util.register_dataclass
@@ -78,10 +78,10 @@ class MomentsByOutputs:
             (self.directions, self.spectrum, self.best, self.best_slope, self.minimum_risk),
         )
 
-    def evaluate_outputs(
+    def slope_at(
         self, outputs: Float[Array, "m k_d"]
     ) -> tuple[Float[Array, ""], Float[Array, "m k_d"]]:
-        """The risk and ``Lambda O - C``."""
+        """The risk up to roundoff, of either sign near 0, and ``Lambda O - C``."""
         moved = _moved(outputs, self.input_moment, (self.directions, self.spectrum))
         slope = moved - self.cross_rows
         off = outputs - self.best
@@ -157,7 +157,7 @@ class SensingByOutputs:
         """``1/(2n) sum_i (<M_i, W> - y_i)^2``."""
         return 0.5 * (self._errors(outputs) ** 2).mean()
 
-    def evaluate_outputs(
+    def slope_at(
         self, outputs: Float[Array, "k_0 k_d"]
     ) -> tuple[Float[Array, ""], Float[Array, "k_0 k_d"]]:
         """The risk and ``(1/n) sum_i error_i M_i^T``."""

@@ -118,7 +118,7 @@ def risk_and_gradient(
     """The risk and :func:`gradient`, sharing all products between layers."""
     weights = check_weights(problem, weights)
     core, inside = to_span(problem, weights)
-    _, gradients = chain_gradients(inside, core._evaluate)
+    _, gradients = chain_gradients(inside, core._slopes)
     return core._risk(*split_products(inside)), lift_gradient(problem, gradients)
 
 
@@ -151,11 +151,11 @@ def largest_risk(dtype: Any) -> float:
 @guarded
 def checked_gradient(
     problem: Problem, weights: tuple[Array, ...]
-) -> tuple[tuple[Array, tuple[Array, ...]], Array]:
-    """``((risk, gradient), ok)`` of a problem without basis, for the inner loop of a descent.
+) -> tuple[tuple[Array, ...], Array]:
+    """``(gradient, ok)`` of a problem without basis, for the inner loop of a descent.
 
     ``ok`` says that risk and gradient are finite and the risk is at most :func:`largest_risk`.
     """
-    value, gradients = chain_gradients(weights, problem._evaluate)
-    ok = (value <= largest_risk(value.dtype)) & leaves_finite((value, gradients))
-    return (value, gradients), ok
+    rough, gradients = chain_gradients(weights, problem._slopes)
+    ok = (rough <= largest_risk(rough.dtype)) & leaves_finite((rough, gradients))
+    return gradients, ok

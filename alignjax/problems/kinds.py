@@ -18,7 +18,12 @@ from alignjax.problems.by_outputs import MomentsByOutputs, SensingByOutputs
 __all__ = ["MomentProblem", "Problem", "SampleProblem", "SensingProblem"]
 
 Half = Array | None
-Evaluation = tuple[Array, Half, Half]
+Slopes = tuple[Array, Half, Half]
+"""``(rough risk, A^T E, E B^T)``: see :func:`alignjax.linalg.chain_gradients`.
+
+The rough risk has the risk's size and not its last digits: near 0 it may be negative. It judges
+whether a run diverges, comes at no cost, and is for nobody to see; the risk itself is ``_risk``.
+"""
 
 
 @jax.tree_util.register_dataclass
@@ -92,22 +97,22 @@ class MomentProblem:
             self.minimizer_slope,
         )
 
-    def _evaluate(self, outer: Half, inner: Half) -> Evaluation:
+    def _slopes(self, outer: Half, inner: Half) -> Slopes:
         if outer is not None and inner is not None:
-            # At a bottleneck the risk is expanded: its sign may be lost near the minimum, its size
-            # is not, and nothing of shape (k_d, k_0) is formed.
+            # At a bottleneck the rough risk is expanded, so that nothing of shape (k_d, k_0) is
+            # formed.
             moved = matmul(inner, self.input_moment)
             square = matmul(moved, inner.T)
             gram = matmul(outer.T, outer)
             pulled = matmul(outer.T, self.cross_moment)
-            value = 0.5 * (self.target_energy + jnp.vdot(gram, square)) - jnp.vdot(pulled, inner)
+            rough = 0.5 * (self.target_energy + jnp.vdot(gram, square)) - jnp.vdot(pulled, inner)
             into_outer = matmul(outer, square) - matmul(self.cross_moment, inner.T)
-            return value, matmul(gram, moved) - pulled, into_outer
+            return rough, matmul(gram, moved) - pulled, into_outer
         product = join(outer, inner)
         slope = matmul(product, self.input_moment) - self.cross_moment
         off = product - self.minimizer
-        value = self.minimum_risk + 0.5 * jnp.vdot(slope + self.minimizer_slope, off)
-        return value, slope, slope
+        rough = self.minimum_risk + 0.5 * jnp.vdot(slope + self.minimizer_slope, off)
+        return rough, slope, slope
 
     def by_outputs(self) -> MomentsByOutputs:
         """The same problem for networks that are known by their outputs."""
@@ -195,7 +200,7 @@ class SampleProblem:
         """The mean loss of outputs ``(n, k_d)``."""
         return self.loss.values(outputs, self.targets).mean()
 
-    def evaluate_outputs(self, outputs: Array) -> tuple[Array, Array]:
+    def slope_at(self, outputs: Array) -> tuple[Array, Array]:
         """The mean loss and its gradient in the outputs, ``(n, k_d)``."""
         slope = self.loss.derivatives(outputs, self.targets) / outputs.shape[0]
         return self.risk_of(outputs), slope
@@ -203,8 +208,8 @@ class SampleProblem:
     def _risk(self, outer: Half, inner: Half) -> Array:
         return self.risk_of(self.outputs(outer, inner))
 
-    def _evaluate(self, outer: Half, inner: Half) -> Evaluation:
-        return self.pull_back(outer, inner, self.evaluate_outputs)
+    def _slopes(self, outer: Half, inner: Half) -> Slopes:
+        return self.pull_back(outer, inner, self.slope_at)
 
     def pull_back(
         self, outer: Half, inner: Half, evaluate: Callable[[Array], tuple[Any, Array]]
@@ -272,8 +277,8 @@ class SensingProblem:
     def _risk(self, outer: Half, inner: Half) -> Array:
         return self.by_outputs().risk_of(join(outer, inner).T)
 
-    def _evaluate(self, outer: Half, inner: Half) -> Evaluation:
-        value, slope_rows = self.by_outputs().evaluate_outputs(join(outer, inner).T)
+    def _slopes(self, outer: Half, inner: Half) -> Slopes:
+        value, slope_rows = self.by_outputs().slope_at(join(outer, inner).T)
         slope = slope_rows.T
         return (
             value,
