@@ -10,6 +10,7 @@ from alignjax import (
     linalg,
     losses,
     metrics,
+    optimizers,
     structures,
     theory,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "losses",
     "metrics",
     "optimizer_descent",
+    "optimizers",
     "reduce",
     "reduced_descent",
     "regression",

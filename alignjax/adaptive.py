@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,17 @@ from alignjax.problems import (
     smoothness,
     to_span,
 )
-from alignjax.trajectory import Observe, Trajectory, observer, record, save_points
+from alignjax.trajectory import (
+    Begun,
+    Observe,
+    Trajectory,
+    asked_for,
+    begun,
+    end_of,
+    observer,
+    record,
+    save_points,
+)
 
 __all__ = ["adaptive_descent"]
 
@@ -36,9 +46,16 @@ RULES = ("ball", "margin")
 _DEFAULT_CONSTANT = 0.02
 
 
+class _Memory(NamedTuple):
+    """What the rules carry beside the weights: ``R`` of Assumption 5 and the logarithm of time."""
+
+    radius: Array
+    log_time: Array
+
+
 def adaptive_descent(
     problem: Problem,
-    weights: Sequence[Float[Array, "k_i k_j"]],
+    weights: Sequence[Float[Array, "k_i k_j"]] | Trajectory,
     *,
     steps: int,
     rule: str = "ball",
@@ -74,12 +91,14 @@ def adaptive_descent(
         problem: a classification; for ``"margin"`` by a loss that decays like an exponential, for
             ``"ball"`` by any positive one with the constants of Assumption 4.
         weights: the start ``(W_1, ..., W_L)``; its gradient must not vanish, nor, for two layers
-            and more, its risk exceed that of zero weights.
+            and more, its risk exceed that of zero weights. Or a :class:`alignjax.Trajectory` to
+            carry on, with its ``R`` and time.
         steps: how many steps.
         rule: ``"ball"`` or ``"margin"``.
         constant: ``c`` of ``"margin"``, in inverse squared units of the inputs; 0.02 by default,
             which suits inputs of norm 1. May be traced.
-        save_at: increasing steps at which to observe; by default the start and the end.
+        save_at: increasing steps at which to observe, 0 for the start of this call; by default its
+            start and end.
         observe: ``weights -> pytree`` of arrays; by default ``{"risk": ...}``.
 
     Returns:
@@ -103,6 +122,8 @@ def adaptive_descent(
         >>> bool(run.time[-1] > 1e4)
         True
     """
+    memory = weights.optimizer_state if isinstance(weights, Trajectory) else None
+    weights, begin = begun(weights, "weights")
     layers = check_weights(problem, weights)
     if rule not in RULES:
         raise ValueError(f"rule must be 'ball' or 'margin', got {rule!r}")
@@ -111,7 +132,8 @@ def adaptive_descent(
         known = problem
     else:
         known = check_tail(problem, "adaptive_descent")
-    _check_start(known, layers)
+    if begin is None:
+        _check_start(known, layers)
     dtype = layers[0].dtype
     if rule == "ball":
         if constant is not None:
@@ -130,6 +152,8 @@ def adaptive_descent(
         known,
         layers,
         size.astype(dtype),
+        memory if isinstance(memory, _Memory) else None,
+        begin,
         steps=steps,
         rule=rule,
         save_at=points,
@@ -187,6 +211,8 @@ def _adaptive_descent(
     problem: SampleProblem,
     weights: Weights,
     size: Array,
+    memory: _Memory | None,
+    begin: Begun | None,
     *,
     steps: int,
     rule: str,
@@ -195,57 +221,71 @@ def _adaptive_descent(
 ) -> Trajectory:
     given = problem, weights, size
     problem, weights, size = tied(given, given)
-    core, start = to_span(problem, weights)
     power = 2 * len(weights) - 2
-    # What W_1 does outside of the span of the inputs never moves, but it counts for its norm.
-    outside = (weights[0] ** 2).sum() - (start[0] ** 2).sum()
 
-    def largest_norm(layers: Weights) -> Array:
-        energies = [(w**2).sum() for w in layers]
-        energies[0] = energies[0] + jnp.maximum(outside, 0)
-        return jnp.sqrt(jnp.stack(energies).max())
-
-    def log_rate(layers: Weights, log_risk: Array, radius: Array) -> Array:
+    def log_rate(norm: Array, log_risk: Array, radius: Array) -> Array:
         if rule == "ball":
             return jnp.minimum(-jnp.log(size) - power * jnp.log(radius), 0)
-        return jnp.log(size) - log_risk - power * jnp.log(jnp.maximum(largest_norm(layers), 1))
-
-    def evaluate(state: Any, _: Array) -> tuple[Any, Array]:
-        return checked_log_gradient(core, state[0])
-
-    def update(state: Any, found: Any) -> Any:
-        layers, radius, log_time = state
-        log_risk, scale, slope = found
-        rate = log_rate(layers, log_risk, radius)
-        # The rate may be 1e300 and the slope 1e-300: only their product is ever a number.
-        factor = jnp.exp(rate + scale)
-        layers = jax.tree.map(lambda w, g: w - factor * g, layers, slope)
-        norm = largest_norm(layers)
-        radius = jnp.where(norm > radius - 1, norm + 1, radius)
-        return layers, radius, jnp.logaddexp(log_time, rate)
+        return jnp.log(size) - log_risk - power * jnp.log(jnp.maximum(norm, 1))
 
     def advance(state: Any, _: Array, count: Array, max_count: int) -> tuple[Any, Array]:
-        return guarded_steps(evaluate, update, state, count, max_steps=max_count)
+        whole, memory = state
+        core, start = to_span(problem, whole)
+        # What W_1 does outside of the span of the inputs never moves, but it counts for its norm.
+        outside = jnp.maximum((whole[0] ** 2).sum() - (start[0] ** 2).sum(), 0)
+
+        def evaluate(state: Any, _: Array) -> tuple[Any, Array]:
+            return checked_log_gradient(core, state[0])
+
+        def update(state: Any, found: Any) -> Any:
+            layers, (radius, log_time) = state
+            log_risk, scale, slope = found
+            rate = log_rate(_largest_norm(layers, outside), log_risk, radius)
+            # The rate may be 1e300 and the slope 1e-300: only their product is ever a number.
+            factor = jnp.exp(rate + scale)
+            layers = jax.tree.map(lambda w, g: w - factor * g, layers, slope)
+            norm = _largest_norm(layers, outside)
+            radius = jnp.where(norm > radius - 1, norm + 1, radius)
+            return layers, _Memory(radius, jnp.logaddexp(log_time, rate))
+
+        (moved, memory), taken = guarded_steps(
+            evaluate, update, (start, memory), count, max_steps=max_count
+        )
+        return (from_span(problem, whole, moved), memory), taken
 
     watch = observer(partial(risk, problem), observe)
 
     def look(state: Any) -> Any:
-        return watch(from_span(problem, weights, state[0])), jnp.exp(state[2])
+        whole, memory = state
+        return watch(whole), jnp.exp(memory.log_time)
 
-    nothing = jnp.asarray(-jnp.inf, weights[0].dtype)
+    if memory is None:
+        memory = _Memory(_largest_norm(weights, 0) + 1, _log_time(begin, weights[0].dtype))
     state, (seen, time), _, status, stopped_at = record(
         advance,
-        (start, largest_norm(start) + 1, nothing),
+        (weights, memory),
         look,
         save_at,
         steps,
         given=(problem, size),
+        begin=begin,
     )
+    weights, memory = state
+    end = end_of(begin, steps, status, stopped_at, jnp.exp(memory.log_time))
     return Trajectory(
-        jnp.asarray(save_at, jnp.int32),
-        time,
-        seen,
-        from_span(problem, weights, state[0]),
-        status,
-        stopped_at,
+        asked_for(begin, save_at), time, seen, weights, status, stopped_at, memory, end
     )
+
+
+def _largest_norm(layers: Weights, outside: Array | float) -> Array:
+    """``max_k ||W_k||_F``, ``outside`` being what a first layer in a span lacks, squared."""
+    energies = [(w**2).sum() for w in layers]
+    energies[0] = energies[0] + outside
+    return jnp.sqrt(jnp.stack(energies).max())
+
+
+def _log_time(begin: Begun | None, dtype: Any) -> Array:
+    """The logarithm of the time at which a run begins that carries on one by another rule."""
+    if begin is None or begin.time is None or begin.time.ndim > 0:
+        return jnp.asarray(-jnp.inf, dtype)
+    return jnp.log(begin.time).astype(dtype)

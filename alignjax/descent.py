@@ -24,6 +24,7 @@ from alignjax._validation import (
 from alignjax.engines.loop import guarded_steps
 from alignjax.engines.structured import checked_structured_gradient, structured_risk
 from alignjax.linalg import tied
+from alignjax.optimizers import check_memory, check_optimizer, prepare
 from alignjax.problems import (
     Problem,
     check_fit,
@@ -34,14 +35,25 @@ from alignjax.problems import (
     to_span,
 )
 from alignjax.structures import Structure, check_coefficients
-from alignjax.trajectory import Observe, Trajectory, observer, record, save_points
+from alignjax.trajectory import (
+    Begun,
+    Observe,
+    Trajectory,
+    asked_for,
+    begun,
+    clock,
+    end_of,
+    observer,
+    record,
+    save_points,
+)
 
 __all__ = ["gradient_descent", "optimizer_descent"]
 
 
 def gradient_descent(
     problem: Problem,
-    weights: Sequence[Float[Array, "k_i k_j"]],
+    weights: Sequence[Float[Array, "k_i k_j"]] | Trajectory,
     learning_rate: Float[Array, ""] | Float[Array, " d"] | float,
     *,
     steps: int,
@@ -57,14 +69,18 @@ def gradient_descent(
     whole sweep. A run whose next risk or gradient would not be finite, or whose risk would pass
     the square root of the largest float, freezes where it is and says so in ``status``.
 
+    A run stands still where a step is below half the spacing of floats at a weight: near weights of
+    size 1 where ``eta |dR/dW|`` is below ``2^-25`` in float32 or ``2^-54`` in float64. Its status
+    is ``COMPLETED`` all the same, since all steps were taken.
+
     Args:
         problem: what is learned.
-        weights: the start ``(W_1, ..., W_d)``.
+        weights: the start ``(W_1, ..., W_d)``, or a :class:`alignjax.Trajectory` to carry on.
         learning_rate: eta, a scalar, or one rate a layer, shape ``(d,)``; cast to the dtype of the
             weights.
         steps: how many steps.
-        save_at: increasing steps at which to observe, 0 for the start; by default the start and
-            the end. See :func:`alignjax.log_steps` and :func:`alignjax.every`.
+        save_at: increasing steps at which to observe, 0 for the start of this call; by default its
+            start and end. See :func:`alignjax.log_steps` and :func:`alignjax.every`.
         observe: ``weights -> pytree`` of arrays; by default ``{"risk": ...}``. Pass the same
             function again to reuse the compiled run.
         until: a risk at which to stop, looked at on save points.
@@ -91,6 +107,7 @@ def gradient_descent(
         >>> bool((run.observations["risk"][:, -1] < 1e-12).all())
         True
     """
+    weights, begin = begun(weights, "weights")
     weights, layers = _check_state(problem, weights, structure)
     rate = as_learning_rate(learning_rate, len(weights)).astype(weights[0].dtype)
     steps = as_count(steps, "steps")
@@ -104,6 +121,7 @@ def gradient_descent(
         weights,
         rate,
         until,
+        begin,
         steps=steps,
         save_at=points,
         observe=observe,
@@ -137,6 +155,7 @@ def _gradient_descent(
     weights: tuple[Array, ...],
     rate: Array,
     until: Array | None,
+    begin: Begun | None,
     *,
     steps: int,
     save_at: tuple[int, ...],
@@ -161,15 +180,16 @@ def _gradient_descent(
         steps,
         reached=None if until is None else lambda state: value(state) <= until,
         given=(seen_as, rate, until),
+        begin=begin,
     )
-    time = taken.astype(rate.dtype).reshape(-1, *[1] * rate.ndim) * rate
-    step = jnp.asarray(save_at, jnp.int32)
-    return Trajectory(step, time, seen, state, status, stopped_at)
+    time, last = clock(begin, taken, stopped_at, rate)
+    end = end_of(begin, steps, status, stopped_at, last)
+    return Trajectory(asked_for(begin, save_at), time, seen, state, status, stopped_at, end=end)
 
 
 def optimizer_descent(
     problem: Problem,
-    weights: Sequence[Float[Array, "k_i k_j"]],
+    weights: Sequence[Float[Array, "k_i k_j"]] | Trajectory,
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
@@ -179,11 +199,32 @@ def optimizer_descent(
     key: Array | None = None,
     structure: Structure | Sequence[Structure] | None = None,
 ) -> Trajectory:
-    """Descent by any optax transformation, on the full batch or on minibatches.
+    """Descent by an optax transformation, on the full batch or on minibatches.
+
+    Any transformation runs but those of differential privacy, which need a gradient for each
+    sample. It is given what its signature takes, all of the batch at hand: ``value`` and ``grad``,
+    the risk as a function (``value_fn``, ``obj_fn``) and its gradient (``grad_fn``). The weights
+    keep their dtype, and so does the optimizer's state, whatever that of its rates.
 
     Minibatches are drawn without replacement, in a new order each epoch; the ``n mod batch_size``
     samples left over at the end of an epoch are skipped. With minibatches, what is checked for
-    divergence is the risk and gradient of the batch at hand.
+    divergence is the risk and gradient of the batch at hand. An epoch's batches make up for each
+    other: seen at the ends of epochs, the noise of small rates is 3 to 15 times less than within.
+    To measure it, save inside of epochs.
+
+    What is observed and returned are the weights at which gradients are taken. Some optimizers mean
+    others to be used: for ``optax.contrib.schedule_free`` they are
+    ``optax.contrib.schedule_free_eval_params(run.optimizer_state, run.weights)``, for
+    ``optax.lookahead`` ``run.optimizer_state.slow``, for ``optax.contrib.sam`` those on multiples
+    of its ``sync_period``.
+
+    Weights are ``(out, in)``, where optax takes matrices for (in, out): use
+    :func:`alignjax.optimizers.muon`, and ``axis=1`` for ``optax.adaptive_grad_clip``.
+
+    A run that stands still has the status ``COMPLETED``, since all steps were taken. In float32
+    a step below ``2^-25`` of a weight is lost, which stalls plain descent where the gradient is
+    below ``2^-25 / eta`` at weights of size 1; ``optax.contrib.momo`` and ``optax.polyak_sgd``
+    never leave a saddle where ``||dR/dW||^2`` is below 2.2e-16, in any precision.
 
     Hyperparameters may be traced: ``vmap(lambda eta, b: optimizer_descent(..., optax.adam(eta,
     b1=b)))`` is one trace for a whole sweep. A Python loop that makes a new optimizer for each
@@ -192,10 +233,12 @@ def optimizer_descent(
 
     Args:
         problem: what is learned.
-        weights: the start ``(W_1, ..., W_d)``.
+        weights: the start ``(W_1, ..., W_d)``, or a :class:`alignjax.Trajectory` to carry on with
+            its ``optimizer_state``, if it has one, and with the next batches of the same key.
         optimizer: an ``optax.GradientTransformation``, with or without extra arguments.
         steps: how many updates.
-        save_at: increasing steps at which to observe; by default the start and the end.
+        save_at: increasing steps at which to observe, 0 for the start of this call; by default its
+            start and end.
         observe: ``weights -> pytree`` of arrays; by default ``{"risk": ...}`` of the full data.
         batch_size: samples a step, at most ``n``; all of them by default.
         key: a random key; needed with ``batch_size``.
@@ -205,14 +248,27 @@ def optimizer_descent(
         A :class:`alignjax.Trajectory` with ``optimizer_state``; ``time`` is None.
 
     Raises:
-        TypeError, ValueError: for arguments that do not fit, or ``batch_size`` on a problem that
-            holds moments only.
+        TypeError, ValueError: for arguments that do not fit, ``batch_size`` on a problem that holds
+            moments only, or an optimizer that needs a gradient for each sample.
+
+    Example:
+        >>> import alignjax as aj, jax.numpy as jnp, optax
+        >>> problem = aj.factorization(jnp.diag(jnp.array([2.0, 1.0])))
+        >>> start = aj.initializers.identity((2, 2, 2), 0.5)
+        >>> half = aj.optimizer_descent(problem, start, optax.adam(0.1), steps=20)
+        >>> run = aj.optimizer_descent(problem, half, optax.adam(0.1), steps=20)
+        >>> run.step.tolist(), bool(run.observations["risk"][-1] < 1e-2)
+        ([20, 40], True)
     """
+    begin: Begun | None
+    memory = weights.optimizer_state if isinstance(weights, Trajectory) else None
+    weights, begin = begun(weights, "weights")
     weights, layers = _check_state(problem, weights, structure)
     steps = as_count(steps, "steps")
     points = save_points(save_at, steps)
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"optimizer must be an optax transformation, got {describe(optimizer)}")
+    check_optimizer(optimizer, weights)
+    if memory is not None:
+        check_memory(optimizer, weights, memory)
     if observe is not None:
         as_callable(observe, "observe")
     if batch_size is not None:
@@ -231,6 +287,8 @@ def optimizer_descent(
         problem,
         weights,
         key,
+        memory,
+        begin,
         optimizer=optimizer,
         steps=steps,
         save_at=points,
@@ -247,6 +305,8 @@ def _optimizer_descent(
     problem: Problem,
     weights: tuple[Array, ...],
     key: Array | None,
+    memory: Any,
+    begin: Begun | None,
     *,
     optimizer: optax.GradientTransformation,
     steps: int,
@@ -259,33 +319,32 @@ def _optimizer_descent(
     problem, weights = tied(given, given)
     core = to_span(problem, weights)[0] if structure is None else problem.by_outputs()
     value_of = _risk_of(problem if structure is None else core, structure)
-    chosen = optax.with_extra_args_support(optimizer)
+    chosen = prepare(optimizer)
     batches = None if batch_size is None else _Epochs(problem, key, batch_size)
 
     def advance(state: Any, start: Array, count: Array, max_count: int) -> tuple[Any, Array]:
         def evaluate(state: Any, index: Array) -> tuple[Any, Array]:
             layers, _, order = state
-            batch, order = (core, order) if batches is None else batches.at(start + index, order)
+            drawn, batch = None, core
+            if batches is not None:
+                drawn, order = batches.at(start + index, order)
+                batch = problem._batch(drawn)
             if structure is not None:
-                look = checked_structured_gradient(batch.by_outputs(), structure, layers)
-                (value, slope), ok = look
-                return (value, slope, order), ok
+                slope, ok = checked_structured_gradient(batch.by_outputs(), structure, layers)
+                return (slope, drawn, order), ok
             # Most optimizers act entry by entry, so unlike plain descent they must see the layers
             # themselves and not coordinates of them.
-            (value, slope), ok = checked_gradient(batch, to_span(problem, layers)[1])
-            return (value, lift_gradient(problem, slope), order), ok
+            slope, ok = checked_gradient(batch, to_span(problem, layers)[1])
+            return (lift_gradient(problem, slope), drawn, order), ok
 
         def update(state: Any, found: Any) -> Any:
             layers, memory, _ = state
-            value, slope, order = found
-            changes, memory = chosen.update(
-                slope,
-                memory,
-                layers,
-                value=value,
-                grad=slope,
-                value_fn=value_of,
-            )
+            slope, drawn, order = found
+            risk_here = value_of
+            if batches is not None:
+                batch = problem._batch(drawn)
+                risk_here = _risk_of(batch if structure is None else batch.by_outputs(), structure)
+            changes, memory = chosen.update(slope, memory, layers, risk_here)
             return optax.apply_updates(layers, changes), memory, order
 
         layers, memory = state
@@ -298,14 +357,18 @@ def _optimizer_descent(
     look = observer(value_of, observe)
     state, seen, _, status, stopped_at = record(
         advance,
-        (weights, chosen.init(weights)),
+        (weights, chosen.init(weights) if memory is None else memory),
         lambda state: look(state[0]),
         save_at,
         steps,
         given=problem,
+        begin=begin,
     )
-    step = jnp.asarray(save_at, jnp.int32)
-    return Trajectory(step, None, seen, state[0], status, stopped_at, state[1])
+    end = end_of(begin, steps, status, stopped_at, None)
+    weights, memory = state
+    return Trajectory(
+        asked_for(begin, save_at), None, seen, weights, status, stopped_at, memory, end
+    )
 
 
 class _Epochs:
@@ -314,7 +377,7 @@ class _Epochs:
     def __init__(self, problem: Problem, key: Array | None, batch_size: int) -> None:
         assert key is not None  # both checked by the caller
         assert problem.sample_count is not None
-        self.problem, self.key, self.size = problem, key, batch_size
+        self.key, self.size = key, batch_size
         self.samples = problem.sample_count
         self.per_epoch = self.samples // batch_size
 
@@ -323,10 +386,9 @@ class _Epochs:
         key = jax.random.fold_in(self.key, step // self.per_epoch)
         return jax.random.permutation(key, self.samples)
 
-    def at(self, step: Array, order: Array) -> tuple[Problem, Array]:
-        """The batch of ``step``, and the order, new where an epoch begins."""
+    def at(self, step: Array, order: Array) -> tuple[Array, Array]:
+        """The samples of ``step``, and the order, new where an epoch begins."""
         within = step % self.per_epoch
         # The step is never batched, so this stays a branch under vmap.
         order = lax.cond(within == 0, self.order, lambda _: order, step)
-        index = lax.dynamic_slice_in_dim(order, within * self.size, self.size)
-        return self.problem._batch(index), order
+        return lax.dynamic_slice_in_dim(order, within * self.size, self.size), order

@@ -26,7 +26,7 @@ from alignjax.problems import (
     risk,
     to_span,
 )
-from alignjax.trajectory import Observe, Status, Trajectory, observer
+from alignjax.trajectory import End, Observe, Status, Trajectory, observer
 
 if TYPE_CHECKING:
     import diffrax
@@ -45,7 +45,7 @@ _DEFAULT_RTOL = {np.dtype(np.float64): 1e-11, np.dtype(np.float32): 1e-5}
 
 def gradient_flow(
     problem: Problem,
-    weights: Sequence[Float[Array, "k_i k_j"]],
+    weights: Sequence[Float[Array, "k_i k_j"]] | Trajectory,
     *,
     times: Float[Array, " saves"] | Sequence[float],
     observe: Observe | None = None,
@@ -77,8 +77,10 @@ def gradient_flow(
 
     Args:
         problem: what is learned.
-        weights: the start ``(W_1, ..., W_d)`` at time 0.
-        times: when to look, strictly increasing and at least 0, shape ``(saves,)``; may be traced.
+        weights: the start ``(W_1, ..., W_d)`` at time 0, or a :class:`alignjax.Trajectory` to carry
+            on from the time that it reached.
+        times: when to look, strictly increasing and at least 0, or at least the time that the
+            trajectory reached, shape ``(saves,)``; may be traced.
             A time is a sum of learning rates, not a number of steps.
         observe: ``weights -> pytree`` of arrays; by default ``{"risk": ...}``. Pass the same
             function again to reuse the compiled run.
@@ -107,8 +109,10 @@ def gradient_flow(
         >>> bool(flow.observations["risk"][-1] < 1e-8)
         True
     """
+    weights, since = _begun(weights)
     weights = check_weights(problem, weights)
-    moments = _as_times(times, weights[0].dtype)
+    since = jnp.asarray(since, weights[0].dtype)
+    moments = _as_times(times, since)
     if log_time:
         check_tail(problem, "log_time")
     if observe is not None:
@@ -128,6 +132,7 @@ def gradient_flow(
         problem,
         weights,
         moments,
+        since,
         *tolerances,
         observe=observe,
         log_time=bool(log_time),
@@ -158,8 +163,21 @@ def _is_unfinished(run: Trajectory) -> bool:
     return is_concrete(run.status) and int(run.status) == Status.UNFINISHED
 
 
-def _as_times(times: Any, dtype: Any) -> Array:
-    """Checked times in the dtype of the weights."""
+def _begun(start: Any) -> tuple[Any, Any]:
+    """The state to start from, and the time it belongs to."""
+    if not isinstance(start, Trajectory):
+        return start, 0.0
+    if start.end is None or start.end.time is None or jnp.ndim(start.end.time) > 0:
+        raise ValueError(
+            "weights is a Trajectory without one time for all layers: to start from its last state "
+            "at time 0 give its weights"
+        )
+    return start.weights, start.end.time
+
+
+def _as_times(times: Any, since: Array) -> Array:
+    """Checked times, none before ``since``, in its dtype."""
+    dtype = since.dtype
     out = as_real(times, "times", ndim=1).astype(dtype)
     if is_concrete(out):
         seen = np.asarray(out)
@@ -168,8 +186,10 @@ def _as_times(times: Any, dtype: Any) -> Array:
                 f"times must be below the largest {seen.dtype}, the dtype of weights, "
                 f"{float(jnp.finfo(dtype).max):.2g}, got {np.asarray(times).max():.6g}"
             )
-        if seen[0] < 0:
-            raise ValueError(f"times must be at least 0, where the flow starts, got {seen[0]}")
+        if is_concrete(since) and seen[0] < float(since):
+            raise ValueError(
+                f"times must be at least {float(since):.6g}, where the flow starts, got {seen[0]}"
+            )
         late = np.flatnonzero(np.diff(seen) <= 0)
         if late.size:
             i = int(late[0])
@@ -291,6 +311,7 @@ def _gradient_flow(
     problem: Problem,
     weights: Weights,
     times: Array,
+    since: Array,
     rtol: Array,
     atol: Array,
     *,
@@ -318,10 +339,10 @@ def _gradient_flow(
 
     # A start that a descent would refuse is not moved at all.
     ok = checked_gradient(core, start)[1]
-    asked = jnp.where(ok, times, 0)
+    asked = jnp.where(ok, times, since)
     times = jnp.log1p(asked) if log_time else asked
     field = _slope_in_log_time if log_time else _slope
-    layers, reached, seen = start, jnp.zeros((), times.dtype), None
+    layers, reached, seen = start, jnp.log1p(since) if log_time else since, None
     taken = jnp.zeros((), jnp.int32)
     methods = [diffrax.Dopri8()] * explicit + [diffrax.Kvaerno5()] * implicit
     for method in methods:
@@ -343,13 +364,15 @@ def _gradient_flow(
     finished = reached >= times[-1]
     status = jnp.where(finished, Status.COMPLETED, Status.UNFINISHED)
     status = jnp.where(ok, status, Status.DIVERGED).astype(jnp.int32)
+    last = jnp.expm1(reached) if log_time else reached
     return Trajectory(
         step=None,
-        time=jnp.where(times <= reached, asked, jnp.expm1(reached) if log_time else reached),
+        time=jnp.where(times <= reached, asked, last),
         observations=jax.tree.unflatten(tree, leaves),
         weights=from_span(problem, weights, layers),
         status=status,
         stopped_at=taken,
+        end=End(None, jnp.where(finished, asked[-1], last)),
     )
 
 

@@ -26,7 +26,16 @@ from alignjax.engines import recursion
 from alignjax.engines.loop import guarded_steps
 from alignjax.linalg import guarded, leave_one_out_products, leaves_finite, matmul, tied
 from alignjax.problems import MomentProblem
-from alignjax.trajectory import Trajectory, record, save_points
+from alignjax.trajectory import (
+    Begun,
+    Trajectory,
+    asked_for,
+    begun,
+    clock,
+    end_of,
+    record,
+    save_points,
+)
 
 __all__ = ["Reduced", "expand", "reduce", "reduced_descent", "reduced_gradient", "reduced_risk"]
 
@@ -216,7 +225,7 @@ def reduced_descent(
     learning_rate: Float[Array, ""] | Float[Array, " d"] | float,
     *,
     steps: int,
-    singular_values: Float[Array, "d r"] | None = None,
+    singular_values: Float[Array, "d r"] | Trajectory | None = None,
     save_at: Sequence[int] | None = None,
     engine: str = "auto",
 ) -> Trajectory:
@@ -233,8 +242,10 @@ def reduced_descent(
         reduced: what :func:`reduce` returned.
         learning_rate: eta, a scalar, or one rate a layer, shape ``(d,)``.
         steps: how many steps.
-        singular_values: another start, shape ``(d, r)``; may be traced.
-        save_at: increasing steps at which to observe; by default the start and the end.
+        singular_values: another start, shape ``(d, r)``; may be traced. Or a
+            :class:`alignjax.Trajectory` of this function to carry on.
+        save_at: increasing steps at which to observe, 0 for the start of this call; by default its
+            start and end.
         engine: how steps are executed; ``"xla"`` is the reference, ``"cpu"`` a compiled kernel
             for modes that no Gram matrix couples, and ``"auto"`` takes it where it applies and
             save points lie more than a few steps apart.
@@ -259,13 +270,14 @@ def reduced_descent(
     """
     _check_reduced(reduced)
     rate = as_learning_rate(learning_rate, reduced.depth)
+    singular_values, begin = begun(singular_values, "singular_values")
     start = _as_singular_values(reduced, singular_values)
     steps = as_count(steps, "steps")
     points = save_points(save_at, steps)
     others = (reduced.target_spectrum, reduced.minimizer, reduced.minimum_risk, start)
     name = recursion.resolve(engine, reduced.input_spectrum, others)
     return _reduced_descent(
-        reduced, start, rate.astype(start.dtype), steps=steps, save_at=points, engine=name
+        reduced, start, rate.astype(start.dtype), begin, steps=steps, save_at=points, engine=name
     )
 
 
@@ -274,6 +286,7 @@ def _reduced_descent(
     reduced: Reduced,
     start: Array,
     rate: Array,
+    begin: Begun | None,
     *,
     steps: int,
     save_at: tuple[int, ...],
@@ -289,12 +302,12 @@ def _reduced_descent(
         return {"singular_values": values, "risk": reduced_risk(reduced, values)}
 
     final, seen, taken, status, stopped_at = record(
-        advance, tuple(start), observe, save_at, steps, given=(reduced, rate)
+        advance, tuple(start), observe, save_at, steps, given=(reduced, rate), begin=begin
     )
-    time = taken.astype(rate.dtype).reshape(-1, *[1] * rate.ndim) * rate
-    return Trajectory(
-        jnp.asarray(save_at, jnp.int32), time, seen, jnp.stack(final), status, stopped_at
-    )
+    time, last = clock(begin, taken, stopped_at, rate)
+    end = end_of(begin, steps, status, stopped_at, last)
+    step = asked_for(begin, save_at)
+    return Trajectory(step, time, seen, jnp.stack(final), status, stopped_at, end=end)
 
 
 def _largest_risk(reduced: Reduced) -> float:

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxtyping import Array
 from alignjax._validation import as_count, describe, refuse_masked
 from alignjax.linalg import tied
 
-__all__ = ["Status", "Trajectory", "every", "log_steps"]
+__all__ = ["End", "Status", "Trajectory", "every", "log_steps"]
 
 
 Observe = Callable[[tuple[Array, ...]], Any]
@@ -39,10 +39,29 @@ class Status(enum.IntEnum):
     """
 
 
+class End(NamedTuple):
+    """Where a run ended, whether or not that is a save point: what follows counts on from here.
+
+    Attributes:
+        step: the steps it was asked for, with those of the runs that it carried on, int32; fewer
+            where ``until`` stopped it. None for a flow.
+        time: the time that it reached, ``()`` or ``(d,)``; None where there is no time.
+    """
+
+    step: Array | None
+    time: Array | None
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Trajectory:
     """A run, seen at its save points. A step is not a time: time is the sum of learning rates.
+
+    Every descent takes the trajectory of a descent in place of its start and carries it on: ``run =
+    gradient_descent(problem, run, rate, steps=20)``. Steps and times go on counting, an optimizer
+    keeps its state, minibatches go on where they were, and a run that diverged stays where it is.
+    Twice 20 steps are 40 steps with a save point at 20, to the last bit of the weights. A flow
+    carries on any trajectory that has a time, to the tolerance of its steps.
 
     Attributes:
         step: save points, int32, shape ``(saves,)``; None for a flow, which has no steps.
@@ -52,7 +71,9 @@ class Trajectory:
         weights: the final state.
         status: a :class:`Status`, int32.
         stopped_at: the number of steps taken, int32; for a flow those of its solver.
-        optimizer_state: the optimizer's final state, from ``optimizer_descent`` only.
+        optimizer_state: what the rule carries beside the weights, in the end: the optimizer's state
+            from ``optimizer_descent``, radius and log time from ``adaptive_descent``.
+        end: an :class:`End`.
     """
 
     step: Array | None
@@ -62,6 +83,62 @@ class Trajectory:
     status: Array
     stopped_at: Array
     optimizer_state: Any = None
+    end: End | None = None
+
+
+class Begun(NamedTuple):
+    """How far a run that is to be carried on has come: ``end.step``, steps taken, status, time."""
+
+    step: Array
+    taken: Array
+    status: Array
+    time: Array | None
+
+
+def begun(start: Any, name: str) -> tuple[Any, Begun | None]:
+    """The state to start from, and how far its run has come if ``start`` is a trajectory.
+
+    Raises:
+        ValueError: for a trajectory that counts no steps.
+    """
+    if not isinstance(start, Trajectory):
+        return start, None
+    if start.end is None or start.end.step is None:
+        raise ValueError(
+            f"{name} is a Trajectory that counts no steps, as of a flow: to start from its last "
+            f"state give its weights"
+        )
+    return start.weights, Begun(start.end.step, start.stopped_at, start.status, start.end.time)
+
+
+def clock(begin: Begun | None, taken: Array, stopped_at: Array, rate: Array) -> tuple[Any, Any]:
+    """The sum of learning rates at each save point and at the end."""
+    steps = jnp.append(taken, stopped_at)
+    if begin is None:
+        times = steps.astype(rate.dtype).reshape(-1, *[1] * rate.ndim) * rate
+    elif begin.time is None:
+        return None, None
+    else:
+        # The rate may be another one than before, and one a layer where it was one for all.
+        before = begin.time.astype(rate.dtype)
+        rate = jnp.broadcast_to(rate, jnp.broadcast_shapes(rate.shape, before.shape))
+        since = (steps - begin.taken).astype(rate.dtype)
+        times = before + since.reshape(-1, *[1] * rate.ndim) * rate
+    return times[:-1], times[-1]
+
+
+def asked_for(begin: Begun | None, save_at: tuple[int, ...]) -> Array:
+    """The save points, counted from where the first of the runs began."""
+    points = jnp.asarray(save_at, jnp.int32)
+    return points if begin is None else points + begin.step
+
+
+def end_of(
+    begin: Begun | None, steps: int, status: Array, stopped_at: Array, time: Array | None
+) -> End:
+    """Where a run of ``steps`` steps ended."""
+    asked = jnp.int32(steps) if begin is None else begin.step + steps
+    return End(jnp.where(status == Status.REACHED, stopped_at, asked), time)
 
 
 def log_steps(steps: int, count: int) -> tuple[int, ...]:
@@ -155,6 +232,7 @@ def record(
     *,
     reached: Callable[[Any], Array] | None = None,
     given: Any = None,
+    begin: Begun | None = None,
 ) -> tuple[Any, Any, Array, Array, Array]:
     """Observe, advance, observe, advance, to the last save point and then to ``steps``.
 
@@ -167,6 +245,7 @@ def record(
         steps: where the run ends.
         reached: looks at a state on save points and stops the run where true.
         given: the arrays that these functions close over.
+        begin: how far the run has come that this one carries on.
 
     Returns:
         ``(state, observations, taken at each save point, status, stopped_at)``.
@@ -192,10 +271,15 @@ def record(
             status = jnp.where(stop, Status.REACHED, status)
         return (state, total, status), (observe(state), total)
 
-    state, zero = tied((state, jnp.zeros((), jnp.int32)), (state, given))
+    state, zero = tied((state, jnp.zeros((), jnp.int32)), (state, given, begin))
+    first, total, status = jnp.asarray(starts), zero, zero
+    if begin is not None:
+        # A run that came below `until` may go on, to another one; one that diverged may not.
+        first, total = first + begin.step, zero + begin.taken
+        status = zero + jnp.where(begin.status == Status.DIVERGED, begin.status, 0)
     body = jax.checkpoint(segment, prevent_cse=False)
     carry, (seen, totals) = lax.scan(
-        body, (state, zero, zero), (jnp.asarray(starts), jnp.asarray(counts), asked)
+        body, (state, total, status), (first, jnp.asarray(counts), asked)
     )
     state, total, status = carry
     # The stretch to `steps` rides along as one more save point, which nobody asked to see.

@@ -39,7 +39,9 @@ MAY_IMPORT = {
     "engines.loop": set(),
     "engines.library": set(),
     "engines.recursion": {"linalg", "engines.library"},
-    "descent": BELOW_ENGINES | {"engines", "engines.loop", "trajectory", "_programs"},
+    "optimizers": set(),
+    "descent": BELOW_ENGINES
+    | {"engines", "engines.loop", "optimizers", "trajectory", "_programs"},
     "adaptive": BELOW_PROBLEMS | {"problems", "engines.loop", "trajectory", "_programs"},
     "flow": BELOW_PROBLEMS | {"problems", "trajectory", "_programs"},
     # The independent oracle: never descent, flow or an engine's gradients.
