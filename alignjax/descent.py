@@ -19,7 +19,6 @@ from alignjax._validation import (
     as_key,
     as_learning_rate,
     as_real,
-    describe,
 )
 from alignjax.engines.loop import guarded_steps
 from alignjax.engines.structured import checked_structured_gradient, structured_risk

@@ -55,9 +55,7 @@ def muon(learning_rate: Any, **options: Any) -> optax.GradientTransformation:
     """
     import optax.contrib
 
-    return optax.contrib.muon(
-        learning_rate, muon_weight_dimension_numbers=_out_in, **options
-    )
+    return optax.contrib.muon(learning_rate, muon_weight_dimension_numbers=_out_in, **options)
 
 
 def _out_in(weights: Any) -> Any:
@@ -138,12 +136,8 @@ def prepare(optimizer: optax.GradientTransformation) -> Prepared:
     where the optimizer stands, the function itself (``value_fn`` for line searches, ``obj_fn`` for
     Sophia) and its gradient function (``grad_fn`` for SAM). The state keeps its precision.
     """
-    makers = {part.maker for part in _parts(optimizer)}
-    known = _keywords(optimizer.update)
-    if "sam" in makers:
-        # It takes one argument and no other, wherever in a chain it is.
-        known = {"grad_fn"}
-    paired = "lookahead" in makers
+    known = _extra_arguments(optimizer)
+    paired = any(part.maker == "lookahead" for part in _parts(optimizer))
 
     def init(weights: Weights) -> Any:
         if paired:
@@ -161,7 +155,7 @@ def prepare(optimizer: optax.GradientTransformation) -> Prepared:
             "obj_fn": risk,
             "grad_fn": lambda weights, *_: jax.grad(risk)(weights),
         }
-        taken = {name: offers[name] for name in offers if known is None or name in known}
+        taken = {name: offers[name] for name in known}
         if paired:
             pair = _pair(weights, state.slow)
             changes, inner = optimizer.update(slope, state.state, pair, **taken)
@@ -184,27 +178,60 @@ def _in_precision_of(old: Array, new: Any) -> Array:
     return new if new.dtype == old.dtype else new.astype(old.dtype)
 
 
-def _keywords(update: Callable[..., Any]) -> set[str] | None:
-    """The extra arguments that an update takes; None for any."""
+_USUAL = frozenset({"value", "grad", "value_fn"})
+_ALL = _USUAL | {"obj_fn", "grad_fn"}
+
+
+def _extra_arguments(optimizer: Any) -> list[str]:
+    """The names of what an optimizer is to be told.
+
+    An update that takes any argument hands all of them to its parts: one that is named by none of
+    them may be refused by one (a line search), and so may the usual ones by a part that takes
+    nothing but what it names (SAM).
+    """
+    own, takes_any = _keywords(optimizer.update)
+    if not takes_any:
+        return sorted(own)
+    wanted, allowed = _USUAL | own, set(_ALL)
+    for part in _parts(optimizer):
+        if part.is_update:
+            named, takes_any = _keywords(part.function)
+            wanted |= named
+            if named and not takes_any:
+                allowed &= named
+    return sorted(wanted & allowed)
+
+
+def _keywords(function: Callable[..., Any]) -> tuple[set[str], bool]:
+    """Which of the extra arguments a function names, and whether it takes any other."""
     try:
-        given = inspect.signature(update).parameters.values()
+        parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return set()
-    if any(p.kind is p.VAR_KEYWORD for p in given):
-        return None
-    return {p.name for p in given}
+        return set(), False
+    named = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty}
+    return named & _ALL, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 class _Part(NamedTuple):
     """A function that an optimizer is made of.
 
     Attributes:
+        function: itself.
         name: its qualified name, if it comes from optax, else "".
         captured: what it closes over, by name.
     """
 
+    function: Callable[..., Any]
     name: str
     captured: dict[str, Any]
+
+    @property
+    def is_update(self) -> bool:
+        """Whether it is called as optax calls updates."""
+        try:
+            return list(inspect.signature(self.function).parameters)[:2] == ["updates", "state"]
+        except (TypeError, ValueError):
+            return False
 
     @property
     def maker(self) -> str:
@@ -231,7 +258,7 @@ def _parts(optimizer: Any) -> Iterator[_Part]:
             module = getattr(item, "__module__", None) or ""
             ours = module.partition(".")[0] == "optax"
             captured = _captured(item)
-            yield _Part(getattr(item, "__qualname__", "") if ours else "", captured)
+            yield _Part(item, getattr(item, "__qualname__", "") if ours else "", captured)
             waiting.extend([*captured.values(), getattr(item, "__wrapped__", None)])
 
 
