@@ -217,8 +217,9 @@ def optimizer_descent(
     ``optax.lookahead`` ``run.optimizer_state.slow``, for ``optax.contrib.sam`` those on multiples
     of its ``sync_period``.
 
-    Weights are ``(out, in)``, where optax takes matrices for (in, out): use
-    :func:`alignjax.optimizers.muon`, and ``axis=1`` for ``optax.adaptive_grad_clip``.
+    Weights are ``(out, in)``, where Muon and unit-wise clipping of optax take matrices for (in,
+    out): use :func:`alignjax.optimizers.muon`, and :func:`alignjax.optimizers.transposed` around
+    ``optax.adaptive_grad_clip``.
 
     A run that stands still has the status ``COMPLETED``, since all steps were taken. In float32
     a step below ``2^-25`` of a weight is lost, which stalls plain descent where the gradient is

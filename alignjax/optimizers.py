@@ -1,15 +1,15 @@
 """Optimizers from elsewhere: what they need to be told of weights that lie as ``(out, in)``.
 
 Any ``optax`` transformation runs in :func:`alignjax.optimizer_descent`. Here is what a few of them
-need on the way: Muon its dimension numbers, SAM and Sophia their own arguments, lookahead its slow
-weights.
+need on the way: Muon matrices turned as it reads them, SAM and Sophia their own arguments,
+lookahead its slow weights.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,12 +20,12 @@ from jaxtyping import Array
 
 from alignjax._validation import describe
 
-__all__ = ["LookaheadState", "muon"]
+__all__ = ["LookaheadState", "muon", "transposed"]
 
 Weights = tuple[Array, ...]
 
 
-def muon(learning_rate: Any, **options: Any) -> optax.GradientTransformation:
+def muon(learning_rate: Any, **options: Any) -> optax.GradientTransformationExtraArgs:
     """``optax.contrib.muon`` for weights ``(out, in)``: momentum, made orthogonal, as a step.
 
     Optax reads a matrix as (in, out). It scales the orthogonal step by ``sqrt(max(1, out/in))``, so
@@ -41,7 +41,7 @@ def muon(learning_rate: Any, **options: Any) -> optax.GradientTransformation:
         An optax transformation.
 
     Raises:
-        TypeError: for an option that this version of optax does not have.
+        TypeError: for an option that does not belong to it, or that this version of optax lacks.
 
     Source: Jordan 2024, "Muon: an optimizer for hidden layers in neural networks".
 
@@ -55,15 +55,60 @@ def muon(learning_rate: Any, **options: Any) -> optax.GradientTransformation:
     """
     import optax.contrib
 
-    return optax.contrib.muon(learning_rate, muon_weight_dimension_numbers=_out_in, **options)
+    if "muon_weight_dimension_numbers" in options:
+        raise TypeError(
+            "muon_weight_dimension_numbers is what alignjax.optimizers.muon is there for: leave it "
+            "out, or give it to optax.contrib.muon"
+        )
+    return transposed(optax.contrib.muon(learning_rate, **options))
 
 
-def _out_in(weights: Any) -> Any:
-    """Muon's dimension numbers for matrices ``(out, in)``; None for anything else."""
-    import optax.contrib
+def transposed(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """An optimizer that reads matrices as (in, out), for weights ``(out, in)``.
 
-    numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=0)
-    return jax.tree.map(lambda w: numbers if w.ndim == 2 else None, weights)
+    It is shown every matrix transposed, and its steps are transposed back; its state is of the
+    transposed shapes.
+
+    Args:
+        optimizer: an optax transformation, as ``optax.adaptive_grad_clip(0.1)`` or
+            ``optax.inject_hyperparams(optax.contrib.muon)(learning_rate=0.1)``.
+
+    Returns:
+        An optax transformation.
+
+    Raises:
+        TypeError: for what is no optax transformation.
+
+    Example:
+        >>> import alignjax as aj, jax.numpy as jnp, optax
+        >>> clip = aj.optimizers.transposed(optax.adaptive_grad_clip(0.1))
+        >>> weights = jnp.ones((2, 3))
+        >>> clip.update(jnp.ones((2, 3)), clip.init(weights), weights)[0].shape
+        (2, 3)
+    """
+    _check_kind(optimizer)
+
+    def turn(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.T if leaf.ndim == 2 else leaf, tree)
+
+    def turned(name: str, told: Any) -> Any:
+        if name in ("value_fn", "obj_fn"):
+            return lambda weights: told(turn(weights))
+        if name == "grad_fn":
+            return lambda weights, *rest: turn(told(turn(weights), *rest))
+        return turn(told) if name == "grad" else told
+
+    def init(weights: Any) -> Any:
+        return optimizer.init(turn(weights))
+
+    def update(slope: Any, state: Any, weights: Any = None, **told: Any) -> tuple[Any, Any]:
+        known = {name: turned(name, told[name]) for name in told}
+        shown = None if weights is None else turn(weights)
+        inner = optax.with_extra_args_support(optimizer)
+        changes, state = inner.update(turn(slope), state, shown, **known)
+        return turn(changes), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class LookaheadState(NamedTuple):
@@ -99,8 +144,7 @@ def check_optimizer(optimizer: Any, weights: Weights) -> None:
         TypeError: for what is no optax transformation.
         ValueError: for one that needs a gradient for each sample.
     """
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"optimizer must be an optax transformation, got {describe(optimizer)}")
+    _check_kind(optimizer)
     parts = list(_parts(optimizer))
     for private in ("differentially_private_aggregate", "per_example_global_norm_clip"):
         if any(part.maker == private for part in parts):
@@ -109,9 +153,15 @@ def check_optimizer(optimizer: Any, weights: Weights) -> None:
                 f"gradient for each sample, which a descent does not have"
             )
     if any(w.ndim == 2 and w.shape[0] != w.shape[1] for w in weights):
-        for advice in dict.fromkeys(_misreads(part, weights) for part in parts):
+        read = [part for part in parts if not part.turned]
+        for advice in dict.fromkeys(_misreads(part, weights) for part in read):
             if advice is not None:
                 warnings.warn(advice, stacklevel=3)
+
+
+def _check_kind(optimizer: Any) -> None:
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"optimizer must be an optax transformation, got {describe(optimizer)}")
 
 
 def check_memory(optimizer: Any, weights: Weights, memory: Any) -> None:
@@ -219,11 +269,13 @@ class _Part(NamedTuple):
         function: itself.
         name: its qualified name, if it comes from optax, else "".
         captured: what it closes over, by name.
+        turned: whether :func:`transposed` is around it.
     """
 
     function: Callable[..., Any]
     name: str
     captured: dict[str, Any]
+    turned: bool
 
     @property
     def is_update(self) -> bool:
@@ -242,24 +294,30 @@ class _Part(NamedTuple):
 def _parts(optimizer: Any) -> Iterator[_Part]:
     """All functions inside of an optimizer, through tuples, dictionaries and closures."""
     seen: set[int] = set()
-    waiting = [optimizer]
+    waiting: list[tuple[Any, bool]] = [(optimizer, False)]
     while waiting:
-        item = waiting.pop()
+        item, turned = waiting.pop()
         if id(item) in seen:
             continue
         seen.add(id(item))
+        inside: Iterable[Any] = ()
         if isinstance(item, (tuple, list)):
-            waiting.extend(item)
+            inside = item
         elif isinstance(item, dict):
-            waiting.extend(item.values())
+            inside = item.values()
         elif isinstance(item, partial):
-            waiting.extend([item.func, item.args, item.keywords])
+            inside = (item.func, item.args, item.keywords)
         elif callable(item):
-            module = getattr(item, "__module__", None) or ""
-            ours = module.partition(".")[0] == "optax"
+            module, name = getattr(item, "__module__", None) or "", _name(item)
             captured = _captured(item)
-            yield _Part(item, getattr(item, "__qualname__", "") if ours else "", captured)
-            waiting.extend([*captured.values(), getattr(item, "__wrapped__", None)])
+            yield _Part(item, name if module.startswith("optax.") else "", captured, turned)
+            inside = (*captured.values(), getattr(item, "__wrapped__", None))
+            turned |= module == __name__ and name.startswith("transposed.")
+        waiting.extend((part, turned) for part in inside)
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", "")
 
 
 def _captured(function: Any) -> dict[str, Any]:
@@ -278,10 +336,13 @@ def _misreads(part: _Part, weights: Weights) -> str | None:
     if part.maker == "adaptive_grad_clip" and part.captured.get("axis") is None:
         return (
             "optimizer holds optax.adaptive_grad_clip, which reads matrices as (in, out), but "
-            "weights are (out, in): give it axis=1, so that a unit is a row"
+            "weights are (out, in): wrap it in alignjax.optimizers.transposed"
         )
-    # Where hyperparameters are injected, Muon itself is held and not yet called.
-    reads = part.maker == "scale_by_shape" or part.name == "muon"
+    # It scales by shape in a part of its own since optax 0.2.6. Where hyperparameters are injected,
+    # Muon itself is held and not yet called.
+    before = part.maker == "scale_by_muon" and part.is_update
+    before = before and "weight_dimension_numbers" not in part.captured
+    reads = before or part.maker == "scale_by_shape" or part.name == "muon"
     if reads and part.captured.get("consistent_rms") is None and not _are_out_in(part, weights):
         return (
             "optimizer holds optax.contrib.muon, which reads matrices as (in, out), but weights "
@@ -295,7 +356,9 @@ def _are_out_in(part: _Part, weights: Weights) -> bool:
     """Whether Muon's dimension numbers are those of matrices ``(out, in)``."""
     import optax.contrib
 
-    kind = optax.contrib.MuonDimensionNumbers
+    kind = getattr(optax.contrib, "MuonDimensionNumbers", None)
+    if kind is None:
+        return False
     numbers = part.captured.get("weight_dimension_numbers")
     if callable(numbers):
         numbers = numbers(weights)
