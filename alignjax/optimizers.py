@@ -244,11 +244,10 @@ def _extra_arguments(optimizer: Any) -> list[str]:
         return sorted(own)
     wanted, allowed = _USUAL | own, set(_ALL)
     for part in _parts(optimizer):
-        if part.is_update:
-            named, takes_any = _keywords(part.function)
-            wanted |= named
-            if named and not takes_any:
-                allowed &= named
+        named, takes_any = _keywords(part.function)
+        wanted |= named
+        if named and not takes_any and part.is_update:
+            allowed &= named
     return sorted(wanted & allowed)
 
 

@@ -40,8 +40,7 @@ MAY_IMPORT = {
     "engines.library": set(),
     "engines.recursion": {"linalg", "engines.library"},
     "optimizers": set(),
-    "descent": BELOW_ENGINES
-    | {"engines", "engines.loop", "optimizers", "trajectory", "_programs"},
+    "descent": BELOW_ENGINES | {"engines", "engines.loop", "optimizers", "trajectory", "_programs"},
     "adaptive": BELOW_PROBLEMS | {"problems", "engines.loop", "trajectory", "_programs"},
     "flow": BELOW_PROBLEMS | {"problems", "trajectory", "_programs"},
     # The independent oracle: never descent, flow or an engine's gradients.
