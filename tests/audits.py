@@ -1,31 +1,17 @@
 """What every test of an experiment at quick scale looks at."""
 
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-import jax
 
 from experiments import style
 from experiments.context import Context
 from experiments.registry import Experiment
 
 
-@contextmanager
-def quick_compilation() -> Iterator[None]:
-    """At quick scale XLA's optimizations take far longer than the programs that they speed up."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 def run(experiment: Experiment, folder: Path, scale: str = "quick") -> Context:
     """What an experiment says and where it has written it."""
     context = Context(experiment.name, scale=scale, folder=folder)
-    with style.paper(), quick_compilation():
+    with style.paper():
         experiment(context)
     return context
 

@@ -1,5 +1,6 @@
 """Fixtures that several test files share. The settings of a run are in the root `conftest.py`."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +8,23 @@ from pathlib import Path
 import jax
 import pytest
 
+CHEAP = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"  # set in the root conftest.py
+
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_for_one_file_only() -> Iterator[None]:
-    """Thousands of compiled programs would fill a small machine's memory: 5 GB a worker."""
-    yield
+def _compiled_for_one_file_only(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A file's programs, optimized where it asks for that; then forgotten: they take 5 GB in all."""
+    optimized = request.node.get_closest_marker("optimized") is not None
+    with pytest.MonkeyPatch.context() as patch:
+        if optimized:
+            jax.clear_caches()  # what was compiled while tests were collected
+            patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+            jax.config.update("jax_disable_most_optimizations", False)
+        yield
+    if optimized:
+        jax.config.update("jax_disable_most_optimizations", CHEAP)
     jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ from alignjax.engines import fused, gpu, library
 from tests.chains import TOLERANCE, Case, Level, by_numpy, by_xla, cases, difference
 from tests.chains import by_kernels as by_cpu
 
+pytestmark = pytest.mark.optimized
+
 needs_kernels = pytest.mark.skipif(
     library.reason_for_absence() is not None, reason=str(library.reason_for_absence())
 )

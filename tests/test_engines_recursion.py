@@ -15,6 +15,8 @@ from alignjax.reduced import Reduced, reduced_gradient
 from tests.modes import cases, check
 from tests.test_reduced import by_hand
 
+pytestmark = pytest.mark.optimized
+
 needs_kernels = pytest.mark.skipif(
     library.reason_for_absence() is not None, reason=str(library.reason_for_absence())
 )

@@ -14,6 +14,8 @@ import pytest
 
 import alignjax
 
+pytestmark = pytest.mark.optimized
+
 ROOT = Path(alignjax.__file__).parents[1]
 
 # One sweep in every process: axes, zipped axes, keys, a static axis, runs that diverge, and blocks
