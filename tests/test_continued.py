@@ -10,6 +10,8 @@ import pytest
 
 import alignjax as aj
 
+pytestmark = pytest.mark.optimized
+
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(8, 3)), RNG.normal(size=(8, 2))
 WIDE = RNG.normal(size=(4, 6))
