@@ -1,0 +1,87 @@
+"""Which numbers are roundoff: the one rule for ranks, floors and zeros.
+
+A part of a computed matrix counts as zero where it is at most ``relative_roundoff`` of the size of
+what it was computed from: of the largest eigenvalue for ``Sigma_xx``, and for ``Sigma_yx`` of
+``sqrt(tr Sigma_xx) sqrt(mean ||y||^2)``, which bounds its norm for any data and which cancellation
+does not shrink. All of it takes NumPy and JAX arrays, traced ones too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+A = TypeVar("A", bound=Any)
+"""A NumPy or a JAX array; the answer is of the same kind."""
+
+
+def relative_roundoff(dtype: Any, *sizes: int, samples: int | None = None) -> float:
+    """The share of a matrix that roundoff may be, and that therefore counts as zero.
+
+        eps (8 + max(sizes) + sqrt(n) / 4)
+
+    The convention for the rank of a matrix, ``max(sizes) eps``, is too strict for small matrices,
+    which pass through several operations too, and for means of ``n`` products, whose roundoff is a
+    random walk.
+
+    Args:
+        dtype: the precision that the data had, however precise the arrays at hand are.
+        sizes: the matrix's dimensions.
+        samples: ``n``, if the matrix is a mean over samples and their number is known.
+    """
+    walk = 0.25 * (samples or 0) ** 0.5
+    return float(jnp.finfo(dtype).eps) * (8 + max(sizes, default=1) + walk)
+
+
+def above(values: A, roundoff: float, scale: Any = None) -> A:
+    """Which values are more than ``roundoff`` of ``scale``, by default of the largest size.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from alignjax._roundoff import above, relative_roundoff
+        >>> above(jnp.array([2.0, 1e-17, -1.0]), relative_roundoff(float, 3, 3)).tolist()
+        [True, False, False]
+    """
+    if scale is None:
+        scale = abs(values).max(initial=0)
+    return values > roundoff * scale
+
+
+def cleared(values: A, roundoff: float, scale: Any = None) -> A:
+    """The values, and exactly 0 where they are not :func:`above` roundoff."""
+    xp = np if isinstance(values, np.ndarray) else jnp
+    return xp.where(above(values, roundoff, scale), values, xp.zeros_like(values))
+
+
+def power(values: A, exponent: float) -> A:
+    """``values^exponent`` of values of at least 0, with finite derivatives at exact zeros.
+
+    A root makes roundoff large: clear the values first.
+    """
+    xp = np if isinstance(values, np.ndarray) else jnp
+    known = values > 0
+    return xp.where(known, xp.where(known, values, 1.0) ** exponent, 0.0).astype(values.dtype)
+
+
+def cross_scale(input_moment: A, target_energy: Any) -> A:
+    """``sqrt(tr Sigma_xx) sqrt(mean ||y||^2)``, the size that ``Sigma_yx`` is judged against."""
+    xp = np if isinstance(input_moment, np.ndarray) else jnp
+    # Two roots: the product of the two could overflow.
+    trace = xp.maximum(xp.trace(input_moment), 0)
+    return xp.sqrt(trace) * xp.sqrt(xp.maximum(target_energy, 0))
+
+
+def ties(values: np.ndarray, roundoff: float, scale: Any = None) -> np.ndarray:
+    """For descending values, the number of each one's group; neighbours that tie share one.
+
+    Example:
+        >>> import numpy as np
+        >>> from alignjax._roundoff import ties
+        >>> ties(np.array([2.0, 1.0, 1.0 - 1e-16, 0.0]), 1e-15).tolist()
+        [0, 1, 1, 2]
+    """
+    scale = abs(values).max(initial=0) if scale is None else scale
+    steps = np.cumsum(above(values[:-1] - values[1:], roundoff, scale))
+    return np.concatenate([[0], steps])[: len(values)]
