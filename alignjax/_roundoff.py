@@ -1,9 +1,14 @@
 """Which numbers are roundoff: the one rule for ranks, floors and zeros.
 
-A part of a computed matrix counts as zero where it is at most ``relative_roundoff`` of the size of
-what it was computed from: of the largest eigenvalue for ``Sigma_xx``, and for ``Sigma_yx`` of
-``sqrt(tr Sigma_xx) sqrt(mean ||y||^2)``, which bounds its norm for any data and which cancellation
-does not shrink. All of it takes NumPy and JAX arrays, traced ones too.
+A part of a computed matrix counts as zero where it is at most some ``eps`` of the size of what it
+was computed from:
+
+- an eigenvalue of ``Sigma_xx``, or a singular value of a given matrix, where it is at most
+  ``relative_roundoff`` of the largest one;
+- a part of ``Sigma_yx`` where its norm is at most ``norm_roundoff`` of :func:`cross_scale`, which
+  bounds the norm of ``Sigma_yx`` for any data and which cancellation does not shrink.
+
+All of it takes NumPy and JAX arrays, traced ones too.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ A = TypeVar("A", bound=Any)
 
 
 def relative_roundoff(dtype: Any, *sizes: int, samples: int | None = None) -> float:
-    """The share of a matrix that roundoff may be, and that therefore counts as zero.
+    """The share of the largest eigenvalue or singular value that roundoff may be.
 
         eps (8 + max(sizes) + sqrt(n) / 4)
 
@@ -31,8 +36,28 @@ def relative_roundoff(dtype: Any, *sizes: int, samples: int | None = None) -> fl
         sizes: the matrix's dimensions.
         samples: ``n``, if the matrix is a mean over samples and their number is known.
     """
-    walk = 0.25 * (samples or 0) ** 0.5
-    return float(jnp.finfo(dtype).eps) * (8 + max(sizes, default=1) + walk)
+    return _eps(dtype) * (8 + max(sizes, default=1) + _walk(samples))
+
+
+def norm_roundoff(dtype: Any, *sizes: int, samples: int | None = None) -> float:
+    """The share of a Frobenius norm that the norm of the roundoff may be.
+
+        eps (8 + sqrt(max(sizes)) + sqrt(n) / 4)
+
+    Args:
+        dtype: the precision that the data had.
+        sizes: the matrix's dimensions.
+        samples: ``n``, if the matrix is a mean over samples and their number is known.
+    """
+    return _eps(dtype) * (8 + max(sizes, default=1) ** 0.5 + _walk(samples))
+
+
+def _eps(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).eps)
+
+
+def _walk(samples: int | None) -> float:
+    return 0.25 * (samples or 0) ** 0.5
 
 
 def above(values: A, roundoff: float, scale: Any = None) -> A:
@@ -73,8 +98,8 @@ def cross_scale(input_moment: A, target_energy: Any) -> A:
     return xp.sqrt(trace) * xp.sqrt(xp.maximum(target_energy, 0))
 
 
-def ties(values: np.ndarray, roundoff: float, scale: Any = None) -> np.ndarray:
-    """For descending values, the number of each one's group; neighbours that tie share one.
+def ties(values: np.ndarray, roundoff: float) -> np.ndarray:
+    """For descending values, the number of each one's group: those within roundoff of its first.
 
     Example:
         >>> import numpy as np
@@ -82,6 +107,11 @@ def ties(values: np.ndarray, roundoff: float, scale: Any = None) -> np.ndarray:
         >>> ties(np.array([2.0, 1.0, 1.0 - 1e-16, 0.0]), 1e-15).tolist()
         [0, 1, 1, 2]
     """
-    scale = abs(values).max(initial=0) if scale is None else scale
-    steps = np.cumsum(above(values[:-1] - values[1:], roundoff, scale))
-    return np.concatenate([[0], steps])[: len(values)]
+    allowed, groups, first = roundoff * abs(values).max(initial=0), [], None
+    for value in values.tolist():
+        if first is None or first - value > allowed:
+            groups.append(groups[-1] + 1 if groups else 0)
+            first = value
+        else:
+            groups.append(groups[-1])
+    return np.array(groups, int)

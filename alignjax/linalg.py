@@ -211,7 +211,11 @@ def ussvd(
 
 
 def joint_diagonalize(
-    matrices: Sequence[np.ndarray], *, tolerance: float = 1e-15, max_sweeps: int = 30
+    matrices: Sequence[np.ndarray],
+    *,
+    sizes: Sequence[float] | None = None,
+    tolerance: float = 1e-15,
+    max_sweeps: int = 30,
 ) -> np.ndarray:
     """An orthogonal ``V`` that makes every ``V^T M V`` as diagonal as one basis can.
 
@@ -220,7 +224,9 @@ def joint_diagonalize(
     off-diagonal entries of its plane. Host-only, in float64.
 
     Args:
-        matrices: symmetric, all of shape ``(k, k)``; they are scaled to unit norm first.
+        matrices: symmetric, all of shape ``(k, k)``.
+        sizes: what each is divided by first, its norm by default. Where matrices commute up to
+            errors only, sizes in proportion to the errors leave each its own share of them.
         tolerance: rotations smaller than this are not made.
         max_sweeps: an upper limit on passes over all planes.
 
@@ -232,8 +238,9 @@ def joint_diagonalize(
     stack = np.stack(
         [np.asarray(as_raw(m, f"matrices[{i}]"), np.float64) for i, m in enumerate(matrices)]
     )
-    norms = np.linalg.norm(stack, axis=(1, 2))
-    stack = stack[norms > 0] / norms[norms > 0, None, None]
+    norms = np.linalg.norm(stack, axis=(1, 2)) if sizes is None else np.asarray(sizes, np.float64)
+    known = (norms > 0) & (stack != 0).any(axis=(1, 2))
+    stack = stack[known] / norms[known, None, None]
     size = np.asarray(matrices[0]).shape[0]
     if len(stack) == 0 or size == 1:
         return np.eye(size)

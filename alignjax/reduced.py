@@ -127,7 +127,7 @@ def reduce(
     r = min(b.shape[0] for b in bases)
     layers = [np.asarray(w, np.float64) for w in weights]
     diagonals = [np.diagonal(bases[i + 1].T @ w @ bases[i]).copy() for i, w in enumerate(layers)]
-    target, full = spectra(bases[-1], bases[0], data)
+    target, full = spectra(bases[-1], bases[0], data, r)
     inputs = full[:r] if full.ndim == 1 else full[:r, :r]
     minimizer, floor = _minimum(problem, data, bases, target[:r], inputs)
     dtype = jnp.result_type(data.dtype, *(jnp.asarray(w).dtype for w in weights))
@@ -160,7 +160,7 @@ def _minimum(
         modes = np.stack([np.diagonal(bases[-1].T @ m @ bases[0])[:r] for m in data.cross])
         best = np.linalg.lstsq(modes, data.values, rcond=None)[0]
         return best, 0.5 * float(np.mean((modes @ best - data.values) ** 2))
-    positive = inputs > np.finfo(np.float64).eps * len(bases[0]) * max(inputs.max(), 0.0)
+    positive = inputs > 0
     best = np.where(positive, target, 0.0) / np.where(positive, inputs, 1.0)
     # What a network of full width would still fit beyond the r modes.
     beyond = (bases[-1].T @ data.link @ bases[0])[r:, r:]

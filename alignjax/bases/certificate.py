@@ -8,14 +8,15 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax.bases.arcs import complete
+from alignjax.bases.arcs import complete, polar_part
 from alignjax.bases.moments import (
     ProblemMatrices,
     as_tolerance,
     commutator,
+    diagonal_spectra,
+    mode_order,
     off_diagonal,
     problem_matrices,
-    relative,
     spectra,
 )
 from alignjax.linalg import joint_diagonalize
@@ -101,51 +102,69 @@ def certify(
         raise ValueError(
             f"tolerances must satisfy 0 <= tolerance_yes <= tolerance_no, got {yes} and {no}"
         )
-    v = joint_diagonalize(data.symmetric)
-    images = data.link @ v
-    order = np.argsort(-np.linalg.norm(images, axis=0), kind="stable")
-    floor = 1e-14 * np.linalg.norm(data.link)
-    reached = [a for a in order if np.linalg.norm(images[:, a]) > floor][: len(data.link)]
-    rest = [a for a in order if a not in set(reached)]
-    u = complete(images[:, reached], data.link.shape[0])
-    v = v[:, [*reached, *rest]]
-    if data.values is None:
-        u, v = _sort_modes(u, v, data, len(reached))
-    residual = max(
-        [relative(off_diagonal(u.T @ c @ v), c) for c in data.cross]
-        + (
-            [relative(off_diagonal(v.T @ data.symmetric[0] @ v), data.symmetric[0])]
-            if data.values is None
-            else []
-        )
-    )
-    target, inputs = spectra(u, v, data)
-    a, b = data.symmetric[0], data.symmetric[1]
+    u, v, count = _bases(data)
+    matched = data.values is None
+    # What is off the diagonal, the whole, and how large roundoff may make the former.
+    parts = [(off_diagonal(u.T @ c @ v), c, data.cross_noise) for c in data.cross]
+    if matched:
+        moment = data.symmetric[0]
+        noise = data.norm_roundoff * data.input_size
+        parts.append((off_diagonal(v.T @ moment @ v), moment, noise))
+    else:
+        parts = [(off, whole, 0.0) for off, whole, _ in parts]
+    sizes = [(float(np.linalg.norm(a)), float(np.linalg.norm(b)), c) for a, b, c in parts]
+    sizes = [(off, whole, noise) for off, whole, noise in sizes if whole > noise]
+    # Roundoff is held against nobody, and proves nothing where it is a tenth of the whole.
+    if all(
+        off <= max(yes * whole, noise if 10 * noise <= whole else 0.0)
+        for off, whole, noise in sizes
+    ):
+        verdict: Verdict = "yes"
+    elif any(off >= max(no * whole, 10 * noise) for off, whole, noise in sizes):
+        verdict = "no"
+    else:
+        verdict = "cannot tell"
+    target, inputs = spectra(u, v, data, count)
+    a, b = data.symmetric[0], data.known_link
     return Certificate(
-        verdict="yes" if residual <= yes else "no" if residual >= no else "cannot tell",
+        verdict=verdict,
         U=jnp.asarray(u, data.dtype),
         V=jnp.asarray(v, data.dtype),
         target_spectrum=jnp.asarray(target, data.dtype),
         input_spectrum=jnp.asarray(inputs, data.dtype),
-        residual=residual,
-        commutator=_sensing_commutator(data)
-        if data.values is not None
-        else commutator(a, (b / max(np.linalg.norm(b), np.finfo(float).tiny)) @ b),
+        residual=max((float(off / whole) for off, whole, _ in sizes), default=0.0),
+        commutator=commutator(a, (b.T / (np.linalg.norm(b) or 1.0)) @ b)
+        if matched
+        else _sensing_commutator(data),
     )
 
 
-def _sort_modes(u: Host, v: Host, data: ProblemMatrices, reached: int) -> tuple[Host, Host]:
-    """Matched modes by descending target, ties by descending input; the rest by input."""
-    count = min(len(u), len(v))
-    inputs = np.einsum("ja,jk,ka->a", v, data.symmetric[0], v)
-    target = np.einsum("ja,jk,ka->a", u[:, :count], data.link, v[:, :count])
-    scale = max(float(np.abs(target).max()), np.finfo(float).tiny)
-    tied = np.round(target / scale, 12)
+def _bases(data: ProblemMatrices) -> tuple[Host, Host, int]:
+    """``U`` and ``V``, and the number of modes that stand in order."""
+    link, symmetric, sizes = data.known_link, data.symmetric, None
+    if data.values is None:
+        moment = symmetric[0]
+        # Each in units of its roundoff: that of a small Sigma_yx would turn the bases of Sigma_xx.
+        norm = float(np.linalg.norm(moment))
+        sizes = (norm, data.cross_size * norm / (data.input_size or 1.0))
+        symmetric = [moment, polar_part(link)]
+    v = joint_diagonalize(symmetric, sizes=sizes)
+    images = link @ v
+    lengths = np.linalg.norm(images, axis=0)
+    order = np.argsort(-lengths, kind="stable")
+    reached = [a for a in order if lengths[a] > data.cross_noise][: len(link)]
+    rest = [a for a in order if a not in set(reached)]
+    u = complete(images[:, reached], len(link))
+    v = v[:, [*reached, *rest]]
+    if data.values is not None:
+        return u, v, 0
+    count = len(reached)
+    target, inputs = diagonal_spectra(u, v, data)
     # Unmatched inputs are free to stand beside a vanishing target; the largest go first.
-    free = reached + np.argsort(-inputs[reached:], kind="stable")
-    first = np.lexsort((-inputs[:reached], -tied[:reached]))
-    u = np.concatenate([u[:, first], u[:, reached:]], axis=1)
-    return u, v[:, np.concatenate([first, free]).astype(int)]
+    free = count + np.argsort(-inputs[count:], kind="stable")
+    first = mode_order(target[:count], inputs[:count])
+    u = np.concatenate([u[:, first], u[:, count:]], axis=1)
+    return u, v[:, np.concatenate([first, free]).astype(int)], min(len(u), len(v))
 
 
 def _sensing_commutator(data: ProblemMatrices) -> float:

@@ -13,6 +13,8 @@ from alignjax.bases.arcs import ArcFinder
 from alignjax.bases.moments import (
     ProblemMatrices,
     as_tolerance,
+    diagonal_spectra,
+    mode_order,
     off_diagonal,
     problem_matrices,
     relative,
@@ -95,7 +97,7 @@ def chain_bases(
         else as_tolerance(tolerance, "tolerance", "reduce")
     )
     bases = ArcFinder(layers, data.symmetric, data.link, single=single).bases()
-    bases = _order_and_sign(bases, layers, data.link, data)
+    bases = _order_and_sign(bases, layers, data)
     defect, where = _defect(bases, layers, data)
     if not defect <= limit:
         raise NotAlignedError(
@@ -120,25 +122,20 @@ def _doubt(layers: Sequence[Host]) -> str:
     )
 
 
-def _order_and_sign(
-    bases: list[Host], layers: list[Host], link: Host, data: ProblemMatrices
-) -> list[Host]:
+def _order_and_sign(bases: list[Host], layers: list[Host], data: ProblemMatrices) -> list[Host]:
     r = min(b.shape[0] for b in bases)
     bases = [b.copy() for b in bases]
-    target = np.diagonal(bases[-1].T @ link @ bases[0])
-    inputs = np.einsum("ja,jk,ka->a", bases[0], data.symmetric[0], bases[0])
-    scale = max(float(np.abs(target).max()), np.finfo(float).tiny)
-    order = np.lexsort((-inputs[:r], -np.round(np.abs(target[:r]) / scale, 12)))
+    target, inputs = diagonal_spectra(bases[-1], bases[0], data)
+    order = mode_order(np.abs(target[:r]), inputs[:r])
     for basis in bases:
         basis[:, :r] = basis[:, :r][:, order]
     for i, layer in enumerate(layers[:-1]):
         _flip(bases[i + 1], np.diagonal(bases[i + 1].T @ layer @ bases[i]))
-    target = np.diagonal(bases[-1].T @ link @ bases[0])
+    target, _ = diagonal_spectra(bases[-1], bases[0], data)
     last = np.diagonal(bases[-1].T @ layers[-1] @ bases[-2])
     signs = np.zeros(bases[-1].shape[1])
     signs[: len(last)] = last
-    has_target = np.abs(target) > 1e-12 * scale
-    signs[: len(target)][has_target] = target[has_target]
+    signs[: len(target)][target != 0] = target[target != 0]
     _flip(bases[-1], signs)
     return bases
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from alignjax._roundoff import cleared, cross_scale, norm_roundoff, relative_roundoff, ties
 from alignjax._validation import as_real, describe, require_concrete
 from alignjax.bases.arcs import polar_part
 from alignjax.problems import MomentProblem, SensingProblem
@@ -25,6 +26,10 @@ class ProblemMatrices:
         single: whether the tolerance is that of float32.
         dtype: the problem's dtype, in which results are given.
         values: the measured values of a sensing problem, else None.
+        roundoff: the share of an eigenvalue that may be roundoff in the problem's dtype.
+        norm_roundoff: the share of a norm that may be.
+        input_size: what the roundoff of ``Sigma_xx`` is judged against, its trace.
+        cross_size: the same for ``link``: inputs and targets, not ``Sigma_yx`` itself.
     """
 
     symmetric: list[Host]
@@ -33,6 +38,21 @@ class ProblemMatrices:
     single: bool
     dtype: Any
     values: Host | None
+    roundoff: float
+    norm_roundoff: float
+    input_size: float
+    cross_size: float
+
+    @property
+    def cross_noise(self) -> float:
+        """The norm that the roundoff of ``link`` may have."""
+        return self.norm_roundoff * self.cross_size
+
+    @property
+    def known_link(self) -> Host:
+        """``link``, and 0 where all of it is roundoff."""
+        known = np.linalg.norm(self.link) > self.cross_noise
+        return self.link if known else np.zeros_like(self.link)
 
 
 def problem_matrices(problem: Any, function: str) -> ProblemMatrices:
@@ -59,14 +79,28 @@ def problem_matrices(problem: Any, function: str) -> ProblemMatrices:
         symmetric = [polar_part(m) for m in mixes]
         symmetric += [a.T @ b + b.T @ a for i, a in enumerate(mixes) for b in mixes[:i]]
         link, values = mixes[0], np.asarray(problem.values, np.float64)
+        sizes, samples = (1.0, float(np.linalg.norm(link))), None
     else:
         inputs, target = problem.full_moments()
         dtype = inputs.dtype
         link, values = np.asarray(target, np.float64), None
         _refuse_overflow(np.asarray(inputs, np.float64), "Sigma_xx", function)
         _refuse_overflow(link, "Sigma_yx", function)
-        cross, symmetric = [link], [np.asarray(inputs, np.float64), polar_part(link)]
-    return ProblemMatrices(symmetric, cross, link, dtype != np.float64, dtype, values)
+        moment, energy = np.asarray(inputs, np.float64), float(problem.target_energy)
+        sizes = float(np.trace(moment)), float(cross_scale(moment, energy))
+        samples = problem.sample_count
+        cross, symmetric = [link], [moment, polar_part(link)]
+    return ProblemMatrices(
+        symmetric,
+        cross,
+        link,
+        dtype != np.float64,
+        dtype,
+        values,
+        relative_roundoff(dtype, *link.shape, samples=samples),
+        norm_roundoff(dtype, *link.shape, samples=samples),
+        *sizes,
+    )
 
 
 def _refuse_overflow(matrix: Host, name: str, function: str) -> None:
@@ -116,12 +150,37 @@ def commutator(first: Host, second: Host) -> float:
     return float(np.linalg.norm(first @ second - second @ first))
 
 
-def spectra(u: Host, v: Host, data: ProblemMatrices) -> tuple[Host, Host]:
-    """Target and input spectrum in these bases; for sensing the Gram matrix of the modes."""
+def spectra(u: Host, v: Host, data: ProblemMatrices, modes: int) -> tuple[Host, Host]:
+    """Target and input spectrum in these bases, exactly 0 where they are roundoff.
+
+    The first ``modes`` targets descend exactly: :func:`mode_order` has sorted them up to ties, and
+    those that tie become equal. For sensing the second is the Gram matrix of the modes, and nothing
+    is cleared.
+    """
     count = min(len(u), len(v))
-    if data.values is None:
-        target = np.diagonal(u.T @ data.link @ v)
-        return target.copy(), np.diagonal(v.T @ data.symmetric[0] @ v).copy()
-    modes = np.stack([np.diagonal(u.T @ m @ v)[:count] for m in data.cross])
-    n = len(modes)
-    return data.values @ modes / n, modes.T @ modes / n
+    if data.values is not None:
+        diagonals = np.stack([np.diagonal(u.T @ m @ v)[:count] for m in data.cross])
+        n = len(diagonals)
+        return data.values @ diagonals / n, diagonals.T @ diagonals / n
+    target, inputs = diagonal_spectra(u, v, data)
+    target[:modes] = np.minimum.accumulate(target[:modes])
+    return target, inputs
+
+
+def diagonal_spectra(u: Host, v: Host, data: ProblemMatrices) -> tuple[Host, Host]:
+    """Diagonals of ``U^T Sigma_yx V`` and ``V^T Sigma_xx V``, exactly 0 where they are roundoff."""
+    target = np.array(np.diagonal(u.T @ data.link @ v))
+    inputs = np.einsum("ja,jk,ka->a", v, data.symmetric[0], v)
+    inputs = cleared(inputs, data.roundoff)
+    # Where no input is resolved, a target counts only beyond what such an input would explain.
+    seen = inputs[: len(target)] > 0
+    noise = np.where(seen, data.cross_noise, max(data.cross_noise, data.roundoff * data.cross_size))
+    return np.where(np.abs(target) > noise, target, 0.0), inputs
+
+
+def mode_order(target: Host, inputs: Host) -> Host:
+    """The order of modes by descending target, and by descending input where targets tie."""
+    order = np.argsort(-target, kind="stable")
+    group = np.empty(len(order), int)
+    group[order] = ties(target[order], relative_roundoff(np.float64, len(order)))
+    return np.lexsort((-inputs, group))
