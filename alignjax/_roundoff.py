@@ -87,7 +87,7 @@ def power(values: A, exponent: float) -> A:
     """
     xp = np if isinstance(values, np.ndarray) else jnp
     known = values > 0
-    return xp.where(known, xp.where(known, values, 1.0) ** exponent, 0.0).astype(values.dtype)
+    return xp.where(known, xp.where(known, values, 1) ** exponent, 0).astype(values.dtype)
 
 
 def cross_scale(input_moment: A, target_energy: Any) -> A:

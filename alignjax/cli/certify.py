@@ -123,7 +123,7 @@ def _rate(spectra: Any, values: Any) -> dict[str, Any]:
     threshold = alignment.stability_threshold(spectra, singular_values=minimum)
     return {
         "depth": int(values.shape[0]),
-        "safe_learning_rate": float(jnp.minimum(bound, threshold)),
+        "safe_learning_rate": float(alignment.safe_learning_rate(spectra, values)),
         "convergence_bound": float(bound),
         "stability_threshold": float(threshold),
     }
@@ -161,7 +161,7 @@ def _show(
 ) -> None:
     verdicts = {
         "yes": "yes: alignment with these data stays invariant under training",
-        "no": "no: these data have no common bases, so no aligned start stays aligned",
+        "no": "no: these data have no common bases, so no start aligned with them is sure to stay so",
         "cannot tell": "cannot tell: the residual lies between the tolerances",
     }
     if kind == "sensing" and certificate.verdict == "no":
@@ -188,16 +188,16 @@ def _show(
         title="Learning rates",
     )
     show(
-        f"{note}.\nBelow the bound every mode converges; above the threshold rounding errors grow "
-        f"at the minimum. The safe rate is below both."
+        f"{note}.\nBelow the bound every mode goes where the gradient flow goes; above the threshold "
+        f"rounding errors grow at the minimum. The safe rate is below both, and below the threshold "
+        f"of the largest singular values on the way."
     )
 
 
 def _show_modes(certificate: Any) -> None:
     target = np.asarray(certificate.target_spectrum)
     inputs = np.asarray(certificate.input_spectrum)[: len(target)]
-    floor = np.finfo(inputs.dtype).eps * len(certificate.V) * inputs.max(initial=0.0)
-    ends = np.divide(target, inputs, out=np.full_like(target, np.nan), where=inputs > floor)
+    ends = np.divide(target, inputs, out=np.full_like(target, np.nan), where=inputs > 0)
     rows = [
         [str(i + 1), number(t), number(s), "-" if np.isnan(e) else number(e)]
         for i, (t, s, e) in enumerate(zip(target, inputs, ends, strict=True))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from alignjax._roundoff import above, cleared, norm_roundoff, power, relative_roundoff
 from alignjax._validation import (
     as_count,
     as_key,
@@ -54,7 +55,9 @@ __all__ = [
     "outer_alignment",
     "predicted_rate",
     "printed_element_bound",
+    "printed_learning_rate_bound",
     "printed_update",
+    "safe_learning_rate",
     "stability_threshold",
     "weak_condition",
 ]
@@ -63,7 +66,7 @@ Spectra = Certificate | Reduced
 
 
 def _matched(spectra: Spectra) -> tuple[Array, Array]:
-    """Target and matching input spectrum, one entry a mode."""
+    """Target and matching input spectrum, one entry a mode, exactly 0 where they are roundoff."""
     if not isinstance(spectra, (Certificate, Reduced)):
         raise TypeError(f"spectra must be a Certificate or a Reduced, got {describe(spectra)}")
     if spectra.input_spectrum.ndim != 1:
@@ -73,8 +76,16 @@ def _matched(spectra: Spectra) -> tuple[Array, Array]:
             f"spectra come from a certificate whose verdict is 'no' (residual "
             f"{float(spectra.residual):.3g}): the modes do not decouple, and no formula applies"
         )
-    target = jnp.asarray(spectra.target_spectrum)
-    return target, jnp.asarray(spectra.input_spectrum)[: target.shape[0]]
+    target, inputs = jnp.asarray(spectra.target_spectrum), jnp.asarray(spectra.input_spectrum)
+    # Spectra of certify and reduce are cleared already, with what is known of the data.
+    target = jnp.where(above(abs(target), norm_roundoff(target.dtype, len(target))), target, 0.0)
+    inputs = cleared(inputs, relative_roundoff(inputs.dtype, len(inputs)))
+    return target, inputs[: len(target)]
+
+
+def _goal(target: Array, inputs: Array) -> Array:
+    """``|p*| = |lambda' / lambda|``, and 0 for modes without input, which have no minimum."""
+    return jnp.abs(_divide(target, inputs, 0.0))
 
 
 def _values(singular_values: Any, modes: int) -> Array:
@@ -120,12 +131,77 @@ def printed_update(
 
 
 def learning_rate_bound(spectra: Spectra, singular_values: Float[Array, "d r"]) -> Float[Array, ""]:
-    """The learning rate below which every mode is shown to converge.
+    """The learning rate up to which every mode goes where the gradient flow goes, from any start.
+
+        eta <= 1 / max_k lambda_k sum_i prod_{j != i} S_{j,k}^2,
+        S_{j,k}^2 = s_{j,k}^2 + max(0, |p*_k|^{2/d} - min_i s_{i,k}^2),    p* = lambda' / lambda
+
+    with spectra divided by ``n``. No ``|s_{j,k}|`` ever exceeds ``S_{j,k}``, and ``|p_k - p*_k|``
+    never grows. The start may be above the minimum or below, balanced or not, of any signs, with
+    zeros. A mode ends at ``p*``, unless two or more layers tie for the smallest ``|s_i|`` on the
+    wrong side of 0, or are 0: then it ends at a saddle, see :func:`minimum_singular_values`. It
+    holds for the recursion; full matrices need :func:`safe_learning_rate`.
+
+    Why: a step maps ``s_i`` to ``s_i + t g prod_{j != i} s_j`` at ``t = eta``, with
+    ``g = lambda (p* - p)``; signs may be changed in pairs of layers, and in one layer together with
+    ``lambda'``, so let ``p* >= 0``. (a) Above the minimum, ``p > p*``, each layer shrinks by
+    ``a_i = eta |g| p / s_i^2``, and ``prod (1 - a_i) >= 1 - sum a_i`` keeps ``p >= p*`` if
+    ``eta lambda sum_i prod_{j != i} s_j^2 <= 1``, which shrinking layers keep true. (b) Below it, a
+    step multiplies each ``s_i^2 - s_j^2`` by ``1 - (eta g prod_{k != i,j} s_k)^2``, which is in
+    [0, 1]. As the smallest ``s_i`` is at most ``p*^{1/d}`` until ``p = p*``, ``S`` bounds all
+    layers until then. If ``p`` met ``p*`` within a step, at ``t < eta``, it would have moved by at
+    most ``t g sum_i prod_{j != i} S_j^2 < p* - p`` until there. (c) On the wrong side of 0 layers
+    shrink, differences of squares as in (b), until the smallest one, unless it ties, changes sign.
+
+    Args:
+        spectra: a :class:`Certificate` or :class:`Reduced`.
+        singular_values: of the start, shape ``(d, r)``.
+
+    Returns:
+        The bound, at least 0. Infinite where no mode has inputs or targets: modes without either,
+        up to roundoff, set no bound. 0 where a mode has a target but no input, and so no minimum.
+
+    Raises:
+        TypeError: for spectra of a sensing problem.
+        ValueError: for another shape.
+
+    Source: not in Radhakrishnan et al. 2020, whose Proposition 1, for starts below the minimum, is
+    :func:`printed_learning_rate_bound`.
+
+    Example:
+        >>> import alignjax as aj, jax.numpy as jnp
+        >>> spectra = aj.theory.alignment.certify(aj.factorization(jnp.eye(1)))
+        >>> round(float(aj.theory.alignment.learning_rate_bound(spectra, [[3.0], [3.0]])), 4)
+        0.0556
+    """
+    target, inputs = _matched(spectra)
+    values = _values(singular_values, target.shape[0])
+    others = leave_one_out_products(tuple(_largest_squares(target, inputs, values)))
+    target, inputs = target[: values.shape[1]], inputs[: values.shape[1]]
+    # A mode without inputs has no curvature, even where the product of its layers overflows.
+    curvature = jnp.where(inputs > 0, inputs * sum(others), 0.0)
+    bound = _divide(jnp.ones_like(curvature), curvature, jnp.inf)
+    endless = (inputs == 0) & (target != 0)
+    return jnp.where(endless, 0.0, bound).min(initial=jnp.inf)
+
+
+def _largest_squares(target: Array, inputs: Array, values: Array) -> Array:
+    """``S^2`` of :func:`learning_rate_bound`: what no ``s_i^2`` exceeds on its way, ``(d, r)``."""
+    d, r = values.shape
+    squares = values**2
+    room = power(_goal(target[:r], inputs[:r]), 2.0 / d) - squares.min(axis=0)
+    return squares + jnp.maximum(room, 0.0)
+
+
+def printed_learning_rate_bound(
+    spectra: Spectra, singular_values: Float[Array, "d r"]
+) -> Float[Array, ""]:
+    """The paper's bound for starts below the minimum, far below what is needed for small ones.
 
         eta <= (ln 2 / d) min_{i,k} s_{i,k}(0)^2 lambda_k / lambda'_k^2
 
-    with spectra divided by ``n``. Modes without a target set no bound. It holds for the recursion;
-    full matrices also need :func:`stability_threshold`.
+    It assumes ``s_{i,k}(0) > 0`` and ``0 < p_k(0) <= p*_k`` in every mode with a target. Elsewhere
+    it says nothing: from starts above the minimum, descent at this rate may diverge.
 
     Args:
         spectra: a :class:`Certificate` or :class:`Reduced`.
@@ -145,7 +221,42 @@ def learning_rate_bound(spectra: Spectra, singular_values: Float[Array, "d r"]) 
     values = _values(singular_values, target.shape[0])
     r = values.shape[1]
     bound = _divide(values**2 * inputs[:r], target[:r] ** 2, jnp.inf)
-    return jnp.log(2.0).astype(bound.dtype) / values.shape[0] * bound.min()
+    return jnp.log(2.0).astype(bound.dtype) / values.shape[0] * bound.min(initial=jnp.inf)
+
+
+def safe_learning_rate(spectra: Spectra, singular_values: Float[Array, "d r"]) -> Float[Array, ""]:
+    """A learning rate at which full matrices follow their modes to the minimum.
+
+    The least of :func:`learning_rate_bound` and of :func:`stability_threshold`, at the minimum that
+    the flow reaches from this start and at the largest singular values on the way there: from a
+    start above the minimum, or far from balanced, roundoff off the diagonals may grow before the
+    minimum is near. Along saddles on the way it grows at any rate.
+
+    Args:
+        spectra: a :class:`Certificate` or :class:`Reduced`.
+        singular_values: of the start, shape ``(d, r)``.
+
+    Raises:
+        TypeError: for spectra of a sensing problem.
+        ValueError: for another shape; if roundoff hides whether layers tie, so that the minimum
+            cannot be told.
+
+    Example:
+        >>> import alignjax as aj, jax.numpy as jnp
+        >>> problem = aj.from_moments(jnp.diag(jnp.array([1.0, 1.0, 60.0])),
+        ...                           jnp.array([[4.0, 0.0, 0.0], [0.0, 3.0, 0.0]]), 30.0)
+        >>> spectra = aj.theory.alignment.certify(problem)
+        >>> start = jnp.full((2, 2), 0.1)
+        >>> round(float(aj.theory.alignment.safe_learning_rate(spectra, start)), 5)
+        0.00833
+    """
+    target, inputs = _matched(spectra)
+    values = _values(singular_values, target.shape[0])
+    rates = [learning_rate_bound(spectra, values)]
+    largest = power(_largest_squares(target, inputs, values), 0.5)
+    for at in (largest, minimum_singular_values(spectra, values)):
+        rates.append(stability_threshold(spectra, singular_values=at))
+    return jnp.stack(rates).min()
 
 
 def minimum_singular_values(
@@ -183,14 +294,9 @@ def minimum_singular_values(
     if singular_values is None:
         d = as_count(depth, "depth", minimum=1)
         target, inputs = _matched(spectra)
-        goal = jnp.abs(_divide(target, jnp.where(_positive(inputs), inputs, 0.0), 0.0))
-        return jnp.broadcast_to(goal ** (1.0 / d), (d, goal.shape[0]))
+        goal = _goal(target, inputs)
+        return jnp.broadcast_to(power(goal, 1.0 / d), (d, goal.shape[0]))
     return _flow_limit(spectra, singular_values)[0]
-
-
-def _positive(inputs: Array) -> Array:
-    """Which input eigenvalues are more than roundoff."""
-    return inputs > jnp.finfo(inputs.dtype).eps * inputs.shape[0] * inputs.max()
 
 
 def _flow_limit(spectra: Spectra, singular_values: Any) -> tuple[Array, Array]:
@@ -198,15 +304,14 @@ def _flow_limit(spectra: Spectra, singular_values: Any) -> tuple[Array, Array]:
     target, inputs = _matched(spectra)
     values = _values(singular_values, target.shape[0])
     d, r = values.shape
-    moves = _positive(inputs)[:r]
     target, inputs = target[:r], inputs[:r]
-    goal = jnp.abs(_divide(target, jnp.where(moves, inputs, 0.0), 0.0))
+    moves, goal = inputs > 0, _goal(target, inputs)
     _refuse_doubtful_ties(values, moves & (goal > 0), target)
     squares = values**2
     gaps = squares - squares.min(axis=0)
     # Of the shift above the smallest square: prod of sqrt(gaps + shift) grows with it, and the
     # balanced value is an upper end of the bracket.
-    low, high = jnp.zeros_like(goal), goal ** (2.0 / d)
+    low, high = jnp.zeros_like(goal), power(goal, 2.0 / d)
     for _ in range(2 * jnp.finfo(values.dtype).nmant):
         middle = 0.5 * (low + high)
         below = jnp.prod(jnp.sqrt(gaps + middle), axis=0) < goal
@@ -223,7 +328,7 @@ def _refuse_doubtful_ties(values: Array, has_goal: Array, target: Array) -> None
     if values.shape[0] < 2 or not all(map(is_concrete, (values, has_goal, target))):
         return
     sizes = jnp.sort(jnp.abs(values), axis=0)
-    roundoff = 64 * jnp.finfo(values.dtype).eps * sizes.max()
+    roundoff = 8 * relative_roundoff(values.dtype, values.shape[0]) * sizes.max()
     wrong = jnp.prod(jnp.sign(values), axis=0) * target < 0
     nearly = (sizes[1] - sizes[0] <= roundoff) & (sizes[1] != sizes[0])
     doubtful = has_goal & ((wrong & nearly) | ((sizes[1] <= roundoff) & (sizes[1] > 0)))
@@ -297,7 +402,7 @@ def stability_threshold(
     values = _values(singular_values, target.shape[0])
     low, high = _extreme_curvatures(spectra, values)
     threshold = _divide(jnp.asarray(2.0, high.dtype), high, jnp.inf)
-    roundoff = 100 * jnp.finfo(high.dtype).eps
+    roundoff = 10 * relative_roundoff(high.dtype, 2 * values.shape[0])
     return jnp.where(low < -roundoff * high, 0.0, threshold)
 
 
@@ -399,8 +504,9 @@ def minimum_norm(P: Float[Array, "k_d k_0"], depth: int) -> Float[Array, ""]:
     Source: Radhakrishnan et al. 2020, Proposition 2 (two layers: twice the nuclear norm).
     """
     depth = as_count(depth, "depth", minimum=1)
-    sigma = jnp.linalg.svd(as_real(P, "P", ndim=2), compute_uv=False)
-    return depth * jnp.sum(sigma ** (2.0 / depth))
+    P = as_real(P, "P", ndim=2)
+    sigma = cleared(jnp.linalg.svd(P, compute_uv=False), relative_roundoff(P.dtype, *P.shape))
+    return depth * jnp.sum(power(sigma, 2.0 / depth))
 
 
 def minimum_norm_factorization(
@@ -438,14 +544,15 @@ def minimum_norm_factorization(
         )
     r = min(widths)
     u, sigma, vt = jnp.linalg.svd(P, full_matrices=False)
+    sigma = cleared(sigma, relative_roundoff(P.dtype, *P.shape))
     if r < sigma.shape[0] and not isinstance(sigma, jax.core.Tracer):
-        beyond, scale = float(sigma[r]), float(sigma[0])
-        if beyond > 10 * jnp.finfo(P.dtype).eps * max(P.shape) * scale:
+        beyond = float(sigma[r])
+        if beyond > 0:
             raise ValueError(
                 f"widths {widths} allow rank {r} only, but P has singular value number {r + 1} "
                 f"equal to {beyond:.3g}"
             )
-    root = sigma[:r] ** (1.0 / depth)
+    root = power(sigma[:r], 1.0 / depth)
     if depth == 1:
         return (P,)
     inner = [
