@@ -103,11 +103,10 @@ def test_the_printed_bound_does_not_keep_full_matrices_stable():
     problem = diagonal_problem([1.0, 100.0], [100.0, 100.0])
     certificate = theory.certify(problem)
     s = theory.minimum_singular_values(certificate, depth=2)
-    bound = theory.learning_rate_bound(certificate, 0.5 * s)
-    assert bound > 0
-    assert theory.learning_rate_bound(certificate, s) > theory.stability_threshold(
-        certificate, depth=2
-    )
+    threshold = theory.stability_threshold(certificate, depth=2)
+    for bound in (theory.printed_learning_rate_bound, theory.learning_rate_bound):
+        assert bound(certificate, 0.5 * s) > 0
+        assert bound(certificate, s) > threshold
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -121,13 +120,14 @@ def test_below_the_bound_every_mode_converges(seed):
     assert run.observations["risk"][-1] - reduced.minimum_risk < 1e-12
 
 
-def test_the_bound_is_the_formula():
+def test_the_printed_bound_is_the_formula_and_far_below_what_small_starts_need():
     reduced = aj.reduce(
         diagonal_problem([1.0, 2.0], [3.0, 0.5]), aj.initializers.identity((2, 2, 2), 0.5)
     )
     expected = np.log(2) / 2 * 0.25 * 1.0 / 9.0
-    bound = theory.learning_rate_bound(reduced, reduced.singular_values)
+    bound = theory.printed_learning_rate_bound(reduced, reduced.singular_values)
     np.testing.assert_allclose(bound, expected, rtol=1e-14)
+    assert theory.learning_rate_bound(reduced, reduced.singular_values) > 4 * bound
 
 
 def test_the_rate_near_the_minimum_is_predicted():

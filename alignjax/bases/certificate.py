@@ -30,14 +30,17 @@ class Certificate:
     """Whether a problem satisfies the data condition of alignment, and the bases that show it.
 
     Attributes:
-        verdict: ``"yes"``, ``"no"`` or, between the two tolerances, ``"cannot tell"``.
+        verdict: ``"yes"``, ``"no"`` or, between the two tolerances, ``"cannot tell"``: whether the
+            bases exist, and with them starts that are aligned with the data and stay so.
         U: orthogonal, shape ``(k_d, k_d)``.
         V: orthogonal, shape ``(k_0, k_0)``.
-        target_spectrum: the diagonal of ``U^T Sigma_yx V``, at least 0 and descending, shape
-            ``(min(k_0, k_d),)``; for sensing the mean of ``y_i diag(U^T M_i V)``, unsorted.
-        input_spectrum: the whole diagonal of ``V^T Sigma_xx V``, shape ``(k_0,)``; its first
-            entries match ``target_spectrum``, the rest descends. For sensing the Gram matrix
-            ``1/n sum_i m_i m_i^T`` of ``m_i = diag(U^T M_i V)``.
+        target_spectrum: the diagonal of ``U^T Sigma_yx V``, at least 0 and descending, exactly 0
+            where it is roundoff, shape ``(min(k_0, k_d),)``; for sensing the mean of
+            ``y_i diag(U^T M_i V)``, unsorted.
+        input_spectrum: the whole diagonal of ``V^T Sigma_xx V``, at least 0, exactly 0 where it is
+            roundoff, shape ``(k_0,)``; its first entries match ``target_spectrum``, the rest
+            descends. For sensing the Gram matrix ``1/n sum_i m_i m_i^T`` of
+            ``m_i = diag(U^T M_i V)``.
         residual: the largest off-diagonal share that ``U`` and ``V`` leave, in Frobenius norms.
         commutator: ``||[Sigma_xx, B^T B]|| / (||Sigma_xx|| ||B^T B||)`` with ``B = Sigma_yx``; for
             sensing the largest one among pairs of generic combinations of the ``M_i``.
@@ -60,12 +63,20 @@ class Certificate:
 def certify(
     problem: Any, *, tolerance_yes: float | None = None, tolerance_no: float | None = None
 ) -> Certificate:
-    """Decide whether a problem admits alignment, and construct the bases that show it.
+    """Decide whether starts can be aligned with a problem, and construct the bases that show it.
 
     Orthogonal ``U`` and ``V`` with ``U^T Sigma_yx V`` and ``V^T Sigma_xx V`` diagonal exist if and
     only if ``[Sigma_xx, Sigma_yx^T Sigma_yx] = 0``. ``V`` comes from a joint diagonalization of
     ``Sigma_xx`` and ``(Sigma_yx^T Sigma_yx)^{1/2}``, so repeated eigenvalues and missing ranks do
-    no harm; the verdict rests on what ``U`` and ``V`` leave off the diagonals.
+    no harm; the verdict rests on what ``U`` and ``V`` leave off the diagonals. Of each moment that
+    much is never held against the data which roundoff may have made, judged by the sizes of inputs
+    and targets; a ``Sigma_yx`` that is all roundoff counts as 0, and "yes". Where roundoff is more
+    than a tenth of ``Sigma_yx``, the verdict is "cannot tell".
+
+    "yes" means that aligned starts exist, and stay aligned. "no" means that no start is aligned
+    with the data. Its layers may be aligned with each other and stay so all the same, while the
+    vectors that the first layer reads turn: see :func:`weak_condition`. With one output, ``k_d =
+    1``, they do so on any data: see :func:`alignjax.theory.alignment.one_dimensional_start`.
 
     For a sensing problem the condition is that one pair makes every ``M_i`` diagonal. Then an
     aligned start stays aligned; unlike what the paper says, the converse fails.

@@ -96,9 +96,12 @@ def chain_bases(
         if tolerance is None
         else as_tolerance(tolerance, "tolerance", "reduce")
     )
-    bases = ArcFinder(layers, data.symmetric, data.link, single=single).bases()
+    link, symmetric = data.known_link, data.symmetric
+    if not link.any():  # what is left of a Sigma_yx of roundoff tells nothing apart
+        symmetric = symmetric[:1] if data.values is None else symmetric
+    bases = ArcFinder(layers, symmetric, link, single=single).bases()
     bases = _order_and_sign(bases, layers, data)
-    defect, where = _defect(bases, layers, data)
+    defect, where = _defect(bases, layers, data, limit)
     if not defect <= limit:
         raise NotAlignedError(
             f"weights are not aligned with the problem: the best bases found leave {defect:.3g} "
@@ -145,7 +148,10 @@ def _flip(basis: Host, signs: Host) -> None:
     basis[:, negative] *= -1.0
 
 
-def _defect(bases: list[Host], layers: list[Host], data: ProblemMatrices) -> tuple[float, str]:
+def _defect(
+    bases: list[Host], layers: list[Host], data: ProblemMatrices, limit: float
+) -> tuple[float, str]:
+    """The largest share off the diagonals, and where; roundoff of Sigma_yx is within the limit."""
     r = min(b.shape[0] for b in bases)
     parts = [
         (relative(off_diagonal(bases[i + 1].T @ w @ bases[i]), w), f"layer W_{i + 1}")
@@ -155,7 +161,10 @@ def _defect(bases: list[Host], layers: list[Host], data: ProblemMatrices) -> tup
         rest = off_diagonal(bases[-1].T @ matrix @ bases[0])
         rest[r:, r:] = 0.0  # no layer's gradient ever meets this block
         name = "Sigma_yx" if data.values is None else f"the measurement matrix {index}"
-        parts.append((relative(rest, matrix), name))
+        share = relative(rest, matrix)
+        if data.values is None:
+            share = min(share, limit * float(np.linalg.norm(rest)) / (data.cross_noise or np.inf))
+        parts.append((share, name))
     if data.values is None:
         inputs = data.symmetric[0]
         parts.append(

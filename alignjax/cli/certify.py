@@ -161,7 +161,7 @@ def _show(
 ) -> None:
     verdicts = {
         "yes": "yes: alignment with these data stays invariant under training",
-        "no": "no: these data have no common bases, so no start aligned with them is sure to stay so",
+        "no": "no: these data have no common bases, so no start is aligned with them",
         "cannot tell": "cannot tell: the residual lies between the tolerances",
     }
     if kind == "sensing" and certificate.verdict == "no":
@@ -177,6 +177,11 @@ def _show(
         + (f"written to {request.out}" if request.out else "written by --out, shown by --json"),
     }
     show_pairs(pairs)
+    if certificate.verdict == "no" and kind != "sensing" and u == 1:
+        show(
+            "With one output, layers of rank 1 stay aligned with each other on any data, while the "
+            "vector that the first one reads turns: see theory.alignment.one_dimensional_start."
+        )
     if certificate.verdict != "no" and certificate.input_spectrum.ndim == 1:
         _show_modes(certificate)
     if not rates:
@@ -188,9 +193,9 @@ def _show(
         title="Learning rates",
     )
     show(
-        f"{note}.\nBelow the bound every mode goes where the gradient flow goes; above the threshold "
-        f"rounding errors grow at the minimum. The safe rate is below both, and below the threshold "
-        f"of the largest singular values on the way."
+        f"{note}.\nBelow the bound every mode goes where the gradient flow goes; above the "
+        f"threshold rounding errors grow at the minimum. The safe rate is below both, and below "
+        f"the threshold of the largest singular values on the way."
     )
 
 

@@ -10,6 +10,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
+from alignjax._roundoff import above, relative_roundoff
 from alignjax._validation import as_learning_rate, as_raw, as_real, describe
 from alignjax.closed_forms._elementary import (
     Steps,
@@ -182,8 +183,7 @@ _moved.defjvp(_moved_jvp, symbolic_zeros=True)
 def _decompose(start: Array, moment: Array, cross: Array) -> tuple[Array, Array, Array, Array]:
     """Spectrum and eigenvectors of the moment, and start and cross moment in their coordinates."""
     spectrum, basis = without_derivative(jnp.linalg.eigh(moment), _SECOND_ORDER)
-    floor = jnp.finfo(moment.dtype).eps * moment.shape[0] * spectrum[-1]
-    seen = spectrum > floor
+    seen = above(spectrum, relative_roundoff(moment.dtype, *moment.shape))
     # Where there is no input there is no target: what roundoff left there would grow like t.
     pull = matmul(cross, basis) * seen
     return jnp.where(seen, spectrum, 0.0), basis, matmul(start, basis), pull

@@ -12,6 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
+from alignjax._roundoff import cleared, cross_scale, norm_roundoff, relative_roundoff
 from alignjax._validation import as_raw, as_real, describe, is_concrete
 from alignjax.bases import Certificate
 from alignjax.closed_forms._elementary import (
@@ -101,7 +102,7 @@ def aligned_two_layer_flow(
     if certificate.verdict == "no":
         raise ValueError(
             f"certificate says that the data have no common bases (residual "
-            f"{certificate.residual:.3g}), so no network stays aligned with them"
+            f"{certificate.residual:.3g}), so no network is aligned with them"
         )
     hidden = _as_hidden_basis(Q)
     U, V = certificate.U, certificate.V
@@ -115,9 +116,8 @@ def aligned_two_layer_flow(
     w = mode_flow(
         at[..., None],
         start,
-        # Roundoff may leave a zero of either spectrum just below 0.
-        jnp.maximum(certificate.target_spectrum[:rank], 0.0),
-        jnp.maximum(certificate.input_spectrum[:rank], 0.0),
+        certificate.target_spectrum[:rank],
+        certificate.input_spectrum[:rank],
     )
     scale = jnp.sqrt(w)[..., None, :]
     rows = hidden[:rank]
@@ -220,7 +220,10 @@ def two_layer_flow(
     at = as_times(times).astype(dtype)
     variance = (jnp.trace(problem.input_moment) / problem.input_width).astype(dtype)
     stacked = jnp.concatenate([layers[0].T, layers[1]])
-    gram = _gram(stacked, problem.cross_moment.astype(dtype), variance, jnp.atleast_1d(at))
+    cross = problem.cross_moment.astype(dtype)
+    share = norm_roundoff(problem.dtype, *cross.shape, samples=problem.sample_count)
+    noise = share * cross_scale(problem.input_moment, problem.target_energy).astype(dtype)
+    gram = _gram(stacked, cross, variance, jnp.atleast_1d(at), lax.stop_gradient(noise))
     gram = gram[0] if at.ndim == 0 else gram
     k = problem.input_width
     return TwoLayerFlow(gram[..., k:, :k], gram[..., :k, :k], gram[..., k:, k:])
@@ -270,12 +273,12 @@ def _noise(dtype: Any, size: int) -> float:
     return 10 * size * float(jnp.finfo(dtype).eps)
 
 
-def _modes(cross: Array) -> _Modes:
+def _modes(cross: Array, roundoff: Array) -> _Modes:
     u, s, vt = jnp.linalg.svd(cross, full_matrices=True)
     outputs, inputs = cross.shape
     rank = min(cross.shape)
     # A singular value of roundoff is none: over a long time it would grow.
-    s = jnp.where(s > jnp.finfo(cross.dtype).eps * max(cross.shape) * s[0], s, 0.0)
+    s = cleared(s, 1.0, jnp.maximum(relative_roundoff(cross.dtype, *cross.shape) * s[0], roundoff))
     # So is an entry of a singular vector: what it mixes in would hide the start of a small mode.
     u, vt = (
         jnp.where(jnp.abs(side) > _noise(side.dtype, sum(cross.shape)), side, 0.0)
@@ -365,9 +368,9 @@ def _scaled(matrix: Array, row_log: Array, column_log: Array) -> Array:
 
 
 @jax.custom_jvp
-def _gram(stacked: Array, cross: Array, variance: Array, times: Array) -> Array:
+def _gram(stacked: Array, cross: Array, variance: Array, times: Array, roundoff: Array) -> Array:
     """``P(t) = Q Q^T``, shape ``(T, N, N)``."""
-    modes = _modes(cross)
+    modes = _modes(cross, roundoff)
     ordered = _order(jnp.sqrt(variance) * stacked, modes)
 
     def at(time: Array) -> Array:
@@ -379,8 +382,8 @@ def _gram(stacked: Array, cross: Array, variance: Array, times: Array) -> Array:
 
 
 def _gram_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    stacked, cross, variance, times = primals
-    d_stacked, d_cross, d_variance, d_times = tangents
+    stacked, cross, variance, times, roundoff = primals
+    d_stacked, d_cross, d_variance, d_times, _ = tangents
     if not isinstance(d_cross, SymbolicZero) or not isinstance(d_variance, SymbolicZero):
         raise TypeError(_DATA_DERIVATIVE)
     gram = _gram(*primals)
@@ -391,7 +394,7 @@ def _gram_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
         slope = pulled + pulled.mT - variance * matmul(gram, gram)
         tangent += slope * d_times[:, None, None]
     if not isinstance(d_stacked, SymbolicZero):
-        modes = _modes(cross)
+        modes = _modes(cross, roundoff)
         root = jnp.sqrt(variance)
         ordered = _order(without_derivative(root * stacked, _SECOND_DERIVATIVE), modes)
         moved = matmul(matmul(modes.S.T, root * d_stacked), ordered.J)

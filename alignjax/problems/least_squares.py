@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from alignjax._roundoff import above, relative_roundoff
 from alignjax._validation import as_real, is_concrete
 from alignjax.linalg import leaves_finite, matmul
 from alignjax.problems.kinds import MomentProblem, SensingProblem
@@ -28,8 +29,7 @@ def _minimizer(input_moment: Array, cross_moment: Array) -> Array:
     """``Sigma_yx Sigma_xx^+``, the minimizer of least norm."""
     input_moment, cross_moment = lax.stop_gradient((input_moment, cross_moment))
     values, vectors = jnp.linalg.eigh(input_moment)
-    cutoff = values.shape[0] * jnp.finfo(values.dtype).eps * jnp.abs(values).max()
-    keep = values > cutoff
+    keep = above(values, relative_roundoff(values.dtype, *input_moment.shape))
     inverse = jnp.where(keep, 1.0 / jnp.where(keep, values, 1.0), 0.0)
     return matmul(matmul(cross_moment, vectors) * inverse, vectors.T)
 
@@ -56,8 +56,8 @@ def _independent(basis: Array, factor: Array) -> tuple[Array, Array]:
 @_independent.defjvp
 def _independent_jvp(primals: tuple, tangents: tuple) -> tuple:
     pivots = jnp.abs(jnp.diagonal(primals[1]))
-    cutoff = len(pivots) * jnp.finfo(pivots.dtype).eps * pivots.max()
-    honest = jnp.where(pivots.min() > cutoff, 1.0, jnp.nan).astype(pivots.dtype)
+    independent = above(pivots, relative_roundoff(pivots.dtype, *primals[0].shape)).all()
+    honest = jnp.where(independent, 1.0, jnp.nan).astype(pivots.dtype)
     return primals, (tangents[0] * honest, tangents[1] * honest)
 
 

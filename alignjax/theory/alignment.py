@@ -565,7 +565,7 @@ def minimum_norm_factorization(
 def one_dimensional_start(
     key: Array, widths: Sequence[int], scale: Any
 ) -> tuple[Float[Array, "k_i k_j"], ...]:
-    """A start that stays aligned for one output, whatever the data and the loss.
+    """A start whose layers stay aligned with each other for one output, on any data, for any loss.
 
         W_1 = sigma u_1 w^T,    W_i = sigma u_i u_{i-1}^T,    W_d = sigma u_{d-1}^T
 

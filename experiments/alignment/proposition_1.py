@@ -14,9 +14,9 @@ import alignjax as aj
 from alignjax.problems import MomentProblem
 from alignjax.reduced import Reduced
 from alignjax.theory.alignment import (
-    learning_rate_bound,
     minimum_singular_values,
     predicted_rate,
+    printed_learning_rate_bound,
     stability_threshold,
 )
 from experiments.alignment._aligned import (
@@ -72,7 +72,7 @@ def end_errors(modes: Reduced, s: jax.Array, *, steps: int) -> tuple[jax.Array, 
         error = jnp.abs(jnp.prod(end.weights, axis=0) / mode.minimizer - 1.0).max()
         return jnp.where(end.status == aj.Status.DIVERGED, jnp.inf, error)
 
-    bound = jax.vmap(learning_rate_bound)(modes, s)
+    bound = jax.vmap(printed_learning_rate_bound)(modes, s)
     ratio = (s.max(axis=1) / s.min(axis=1))[:, 0] ** 2
     both = jax.vmap(run)
     return both(modes, s, bound), both(modes, s, bound * ratio)
@@ -85,7 +85,7 @@ def near_minimum(key: jax.Array, steps: int) -> dict[str, np.ndarray]:
     s = jax.random.uniform(jax.random.fold_in(key, 1), (depth, 4), minval=0.4, maxval=0.8)
     start = aj.initializers.aligned(jax.random.fold_in(key, 2), problem, (4,) * (depth + 1), s)
     reduced = aj.reduce(problem, start)
-    rate = learning_rate_bound(reduced, reduced.singular_values)
+    rate = printed_learning_rate_bound(reduced, reduced.singular_values)
     run = aj.reduced_descent(reduced, rate, steps=steps, save_at=range(steps + 1))
     distance = jnp.abs(run.observations["singular_values"].prod(axis=1) - reduced.minimizer)
     predicted = np.asarray(predicted_rate(reduced, run.weights, rate))
@@ -107,7 +107,7 @@ def instability(problem: MomentProblem, s: Any, rate: float | None) -> dict[str,
     """Off-diagonal shares step by step of a two-layer network, at a rate or at the bound."""
     k_d, k_0 = problem.output_width, problem.input_width
     reduced, noisy = perturbed(problem, s, (k_0, k_d, k_d), NOISE)
-    bound = learning_rate_bound(reduced, reduced.singular_values)
+    bound = printed_learning_rate_bound(reduced, reduced.singular_values)
     rate = bound if rate is None else jnp.asarray(rate)
     share = partial(off_diagonal_share, reduced=reduced)
     steps = 40

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from alignjax._roundoff import above, cleared
 from alignjax._validation import as_count, describe
 from alignjax.closed_forms._elementary import without_derivative
 from alignjax.linalg import matmul
@@ -118,12 +119,11 @@ def _decompose(
         f"discontinuously where singular values tie",
     )
     U, sigma, Vt = jnp.linalg.svd(cross, full_matrices=completion == "full")
-    # Zero, once sizes are compared with the largest one, and zero too where all targets vanish.
-    sigma = jnp.where(sigma > moments.cutoff * sigma[0], sigma, 0.0)
+    sigma = cleared(sigma, 1.0, jnp.maximum(moments.roundoff * sigma[0], moments.cross_noise))
     V = Vt.T
     padded = jnp.zeros(V.shape[1], sigma.dtype).at[: sigma.shape[0]].set(sigma)
-    tie = padded[:-1] - padded[1:] <= moments.cutoff * padded[0]
-    cluster = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(~tie)])
+    apart = above(padded[:-1] - padded[1:], moments.roundoff, padded[0])
+    cluster = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(apart)])
     turn = _diagonalize_clusters(matmul(matmul(V.T, inputs), V), cluster)
     V = matmul(V, turn)
     # U turns with V, but not in directions that no target reaches.

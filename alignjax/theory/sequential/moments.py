@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from alignjax._roundoff import cross_scale, norm_roundoff, relative_roundoff
 from alignjax._validation import as_real, describe, is_concrete
 from alignjax.problems import MomentProblem
 from alignjax.problems.least_squares import refuse_indefinite
@@ -32,11 +33,16 @@ class CheckedMoments(NamedTuple):
         input_moment: ``Sigma_xx``, shape ``(m, m)``.
         cross_moment: ``Sigma_yx``, shape ``(k_d, m)``.
         basis: orthonormal columns ``(k_0, m)``, or None where ``m = k_0``.
+        cross_noise: the norm that the roundoff of ``Sigma_yx`` may have, judged against inputs and
+            targets where their energy is known.
+        roundoff: the share of the largest singular value that may be roundoff.
     """
 
     input_moment: Array
     cross_moment: Array
     basis: Array | None
+    cross_noise: Array
+    roundoff: float
 
     @property
     def input_width(self) -> int:
@@ -45,15 +51,12 @@ class CheckedMoments(NamedTuple):
 
     def of_unit_size(self) -> CheckedMoments:
         """The same up to factors: both moments with a largest entry of 1, whose squares exist."""
+        inputs, cross = _size(self.input_moment), _size(self.cross_moment)
         return self._replace(
-            input_moment=_of_unit_size(self.input_moment),
-            cross_moment=_of_unit_size(self.cross_moment),
+            input_moment=self.input_moment / inputs,
+            cross_moment=self.cross_moment / cross,
+            cross_noise=self.cross_noise / cross,
         )
-
-    @property
-    def cutoff(self) -> float:
-        """The relative size below which singular values are roundoff."""
-        return 4 * max(self.cross_moment.shape) * float(jnp.finfo(self.cross_moment.dtype).eps)
 
 
 def checked_moments(value: Any, function: str) -> CheckedMoments:
@@ -87,12 +90,17 @@ def checked_moments(value: Any, function: str) -> CheckedMoments:
         if not np.asarray(inputs).any():
             raise ValueError("input_moment must not vanish, got zeros only")
         refuse_indefinite(inputs)
-    return CheckedMoments(inputs, cross, basis)
+    samples = value.sample_count if isinstance(value, MomentProblem) else None
+    # A stream of moments need not know the energy of its targets.
+    energy = jnp.asarray(getattr(value, "target_energy", 0.0), dtype)
+    noise = norm_roundoff(dtype, *cross.shape, samples=samples) * cross_scale(inputs, energy)
+    roundoff = relative_roundoff(dtype, *cross.shape, samples=samples)
+    return CheckedMoments(inputs, cross, basis, lax.stop_gradient(noise), roundoff)
 
 
-def _of_unit_size(matrix: Array) -> Array:
+def _size(matrix: Array) -> Array:
     size = lax.stop_gradient(jnp.abs(matrix).max())
-    return matrix / jnp.where(size > 0, size, 1.0)
+    return jnp.where(size > 0, size, 1.0)
 
 
 def as_norm(norm: Any) -> Norm:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from alignjax._roundoff import above, relative_roundoff
 from alignjax._validation import as_count
 from alignjax.linalg import matmul
 from alignjax.theory.sequential.moments import checked_moments
@@ -61,8 +62,7 @@ def reduced_rank_regression(problem: Any, rank: int) -> Float[Array, "k_d k_0"]:
 def _spectral_parts(inputs: Array, cross: Array) -> tuple[Array, ...]:
     """``Sigma_xx^+``'s square root ``V r V^T`` and the thin SVD of ``Sigma_yx V r``."""
     values, vectors = jnp.linalg.eigh(inputs)
-    cutoff = values.shape[0] * jnp.finfo(values.dtype).eps * jnp.abs(values).max()
-    keep = values > cutoff
+    keep = above(values, relative_roundoff(values.dtype, *inputs.shape))
     root = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, values, 1.0)), 0.0)
     left, sizes, _ = jnp.linalg.svd(matmul(cross, vectors) * root, full_matrices=False)
     return vectors, root, left, sizes, keep.all()
@@ -104,8 +104,8 @@ def _fit_jvp(rank: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     outside = row - matmul(matmul(row, left), left.T)
     squares = sizes**2
     gaps = squares[:rank, None] - squares[None, rank:]
-    cutoff = 4 * max(cross.shape) * jnp.finfo(sizes.dtype).eps * squares[0]
-    honest = jnp.where(gaps.min() > cutoff, honest, jnp.nan)
+    apart = above(gaps, relative_roundoff(sizes.dtype, *cross.shape), squares[0]).all()
+    honest = jnp.where(apart, honest, jnp.nan)
     turn = matmul(inside / gaps, rest.T) + outside / squares[:rank, None]
     half = matmul(first, turn)
     d_projector = half + half.T
