@@ -107,7 +107,9 @@ def ties(values: np.ndarray, roundoff: float) -> np.ndarray:
         >>> ties(np.array([2.0, 1.0, 1.0 - 1e-16, 0.0]), 1e-15).tolist()
         [0, 1, 1, 2]
     """
-    allowed, groups, first = roundoff * abs(values).max(initial=0), [], None
+    groups: list[int] = []
+    first: float | None = None
+    allowed = roundoff * abs(values).max(initial=0)
     for value in values.tolist():
         if first is None or first - value > allowed:
             groups.append(groups[-1] + 1 if groups else 0)

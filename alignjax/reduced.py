@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from alignjax._roundoff import above
 from alignjax._validation import as_count, as_learning_rate, as_real, describe
 from alignjax.bases import chain_bases
 from alignjax.bases.moments import ProblemMatrices, spectra
@@ -129,7 +130,7 @@ def reduce(
     diagonals = [np.diagonal(bases[i + 1].T @ w @ bases[i]).copy() for i, w in enumerate(layers)]
     target, full = spectra(bases[-1], bases[0], data, r)
     inputs = full[:r] if full.ndim == 1 else full[:r, :r]
-    minimizer, floor = _minimum(problem, data, bases, target[:r], inputs)
+    minimizer, floor = _minimum(problem, data, bases, target[:r], full)
     dtype = jnp.result_type(data.dtype, *(jnp.asarray(w).dtype for w in weights))
     as_jax = partial(jnp.asarray, dtype=dtype)
     return Reduced(
@@ -152,7 +153,7 @@ def _minimum(
     data: ProblemMatrices,
     bases: Sequence[np.ndarray],
     target: np.ndarray,
-    inputs: np.ndarray,
+    spectrum: np.ndarray,
 ) -> tuple[np.ndarray, float]:
     """The least-norm minimizer in the modes, and the risk that is left there."""
     r = len(target)
@@ -160,12 +161,15 @@ def _minimum(
         modes = np.stack([np.diagonal(bases[-1].T @ m @ bases[0])[:r] for m in data.cross])
         best = np.linalg.lstsq(modes, data.values, rcond=None)[0]
         return best, 0.5 * float(np.mean((modes @ best - data.values) ** 2))
+    inputs = spectrum[:r]
     positive = inputs > 0
     best = np.where(positive, target, 0.0) / np.where(positive, inputs, 1.0)
     # What a network of full width would still fit beyond the r modes.
     beyond = (bases[-1].T @ data.link @ bases[0])[r:, r:]
     moment = (bases[0].T @ data.symmetric[0] @ bases[0])[r:, r:]
-    missed = 0.5 * float(np.sum(beyond @ np.linalg.pinv(moment, hermitian=True) * beyond))
+    values, vectors = np.linalg.eigh(moment)
+    real = above(values, data.roundoff, spectrum.max())
+    missed = 0.5 * float(np.sum((beyond @ vectors[:, real]) ** 2 / values[real]))
     assert isinstance(problem, MomentProblem)
     return best, float(problem.minimum_risk) + missed
 

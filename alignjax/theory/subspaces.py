@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from alignjax._roundoff import above, relative_roundoff
 from alignjax._validation import as_count, as_weights, is_concrete, require_concrete
 from alignjax.metrics import alignment
 from alignjax.structures import Structure
@@ -355,8 +356,10 @@ def _examine(inputs: Any, targets: Any, k: int) -> tuple[int, str | None]:
         if array.shape[1] != k:
             raise ValueError(f"{name} must have {k} columns, as the layers do, got {array.shape}")
     n = X.shape[0]
-    if np.linalg.matrix_rank(X) < min(n, k):
-        return n, f"inputs have rank {np.linalg.matrix_rank(X)}, less than {min(n, k)}"
+    share = relative_roundoff(given[0].dtype, k, samples=n)
+    rank = int(above(np.linalg.svd(X, compute_uv=False), share).sum())
+    if rank < min(n, k):
+        return n, f"inputs have rank {rank}, less than {min(n, k)}"
     matrix = np.linalg.lstsq(X, Y, rcond=None)[0].T
     scale = max(np.linalg.norm(Y), np.finfo(float).tiny)
     if np.linalg.norm(X @ matrix.T - Y) > max(1e-6, roundoff) * scale:
