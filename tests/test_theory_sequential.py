@@ -281,7 +281,9 @@ def test_the_gaps_do_not_depend_on_the_scale_of_the_moments():
         for function in (theory.isotropy_gap, theory.commutation_gap):
             expected = function(moments(inputs, cross))
             for scale in scales:
-                got = function(moments(dtype(scale) * inputs.astype(dtype), dtype(scale) * cross))
+                size = dtype(scale)
+                scaled = moments(size * inputs.astype(dtype), size * cross, energy=size * 9)
+                got = function(scaled)
                 np.testing.assert_allclose(got, expected, rtol=4 * np.finfo(dtype).eps)
 
 
@@ -446,10 +448,10 @@ LOGISTIC = aj.classification(np.eye(2), [1, -1], loss="logistic")
 SENSING = aj.sensing(np.eye(2)[None], np.ones(1))
 
 
-def moments(inputs, cross=None, count=5):
+def moments(inputs, cross=None, count=5, energy=9.0):
     inputs = jnp.asarray(inputs)
     cross = jnp.ones((1, len(inputs))) if cross is None else jnp.asarray(cross)
-    return aj.Moments(jnp.asarray(count), inputs, cross, jnp.asarray(9.0))
+    return aj.Moments(jnp.asarray(count), inputs, cross, jnp.asarray(energy))
 
 
 SKEW = np.array([[2.0, 1.0], [0.5, 2.0]])
