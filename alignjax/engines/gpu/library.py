@@ -27,7 +27,7 @@ def reason_for_absence() -> str | None:
     if not FILE.exists():
         return (
             "the package was installed without its kernels for GPUs: they need CUDA's compiler, "
-            "nvcc, when it is installed"
+            "nvcc, and a card, there or named by ALIGNJAX_CUDA_ARCHITECTURES, when it is installed"
         )
     try:
         library = register(FILE, "CUDA")
