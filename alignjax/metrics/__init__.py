@@ -12,7 +12,7 @@ commutators and energies, which no choice of basis enters.
 
 from alignjax.metrics.fit import log_risk, margin
 from alignjax.metrics.frozen_bases import invariance, strong_invariance
-from alignjax.metrics.hessian import sharpness
+from alignjax.metrics.hessian import sharpness, sharpness_and_residual
 from alignjax.metrics.shared_bases import alignment, chain_alignment, chance_alignment
 from alignjax.metrics.singular_values import balancedness, spectral_ratio
 from alignjax.metrics.singular_vectors import singular_vector_alignment
@@ -28,6 +28,7 @@ __all__ = [
     "log_risk",
     "margin",
     "sharpness",
+    "sharpness_and_residual",
     "singular_vector_alignment",
     "spectral_ratio",
     "strong_invariance",

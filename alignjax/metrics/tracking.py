@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from alignjax._validation import as_callable, as_count, as_raw, describe
-from alignjax.linalg import matmul
+from alignjax.linalg import matmul, tied
 from alignjax.metrics._norms import norm, ratio, to_unit_norm, unit
 
 __all__ = ["SpectralTracker"]
@@ -184,8 +184,11 @@ def _matrix(path: str, leaf: Any) -> Array:
 
 def _random_unit(calls: Array, index: int, matrix: Array) -> Array:
     """A random direction in the space of a matrix's rows, another one for each call and layer."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), index), calls)
-    return to_unit_norm(jax.random.normal(key, matrix.shape[1:], matrix.dtype))
+    # Threefry by name: the default may be a generator that draws other numbers in a batch.
+    key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), index)
+    vector = jax.random.normal(jax.random.fold_in(key, calls), matrix.shape[1:], matrix.dtype)
+    # It starts a loop with the matrix, here or in the caller's, and so varies where that does.
+    return tied(to_unit_norm(vector), matrix)
 
 
 def _spectral_ratio(matrix: Array, start: Array, iterations: int) -> tuple[Array, Array]:
