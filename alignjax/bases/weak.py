@@ -134,8 +134,19 @@ def _common_basis(members: list[Host], size: int, noise: float) -> tuple[Host, f
     u = joint_diagonalize(mixes, max_sweeps=30 if polished else 0)
     worst = 0.0
     for member, length in zip(members, lengths, strict=True):
-        inside = u.T @ member
-        whole = inside @ inside.T
-        off = float(np.linalg.norm(off_diagonal(whole))) - 4 * noise * length
-        worst = max(worst, off / float(np.linalg.norm(whole)))
+        off, whole = _norms(u.T @ member)
+        worst = max(worst, (off - 4 * noise * length) / whole)
     return u, worst
+
+
+def _norms(factor: Host) -> tuple[float, float]:
+    """Frobenius norms of the off-diagonal part of ``F F^T`` and of all of it."""
+    if factor.shape[1] > 1:
+        gram = factor @ factor.T
+        return float(np.linalg.norm(off_diagonal(gram))), float(np.linalg.norm(gram))
+    # One column: sum_{i != j} f_i^2 f_j^2, in time of the order of its length.
+    squares = factor[:, 0] ** 2
+    others = squares.sum() - squares
+    first = int(squares.argmax())
+    others[first] = np.delete(squares, first).sum()  # the one difference that would cancel
+    return float(squares @ others) ** 0.5, float(squares.sum())
