@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from itertools import product
 
 import numpy as np
 
+from alignjax.bases.tiling import columns_of_arcs
 from alignjax.linalg import joint_diagonalize
 
 Host = np.ndarray
@@ -217,113 +217,18 @@ class ArcFinder:
     def _place(self, partners: dict[int, int]) -> list[Host]:
         """Give every arc a column index that it keeps, and read off the bases.
 
-        Index ``c`` exists at the vertices wider than ``c``, and the arcs that carry it must tile
-        each run of such vertices. No greedy order is always right, so a few are tried; arcs that
-        no order can place are put where there is room, and the defect will show it.
+        Arcs that no cover can place are put where there is room, and the defect will show it.
         """
-        best: list[list[int | None]] | None = None
-        for longest_first, partners_first in product((True, False), (True, False)):
-            table = self._tiled(partners, longest_first, partners_first)
-            if best is None or _gaps(table) < _gaps(best):
-                best = table
-        assert best is not None  # four orders were tried
+        extents = [(start, self._end(arc)) for arc, start in enumerate(self.start)]
+        table = columns_of_arcs(self.widths, extents, partners)
         out = []
-        for vertex, row in enumerate(best):
+        for vertex, row in enumerate(table):
             placed = {a for a in row if a is not None}
             met = [a for a, s in enumerate(self.start) if s <= vertex <= self._end(a)]
             rest = iter([a for a in met if a not in placed])
             arcs = [next(rest) if a is None else a for a in row]
             out.append(np.stack([self.columns[a][vertex - self.start[a]] for a in arcs], axis=1))
         return out
-
-    def _tiled(
-        self, partners: dict[int, int], longest_first: bool, partners_first: bool
-    ) -> list[list[int | None]]:
-        """Which arc has which index at every vertex; None where no arc fitted."""
-        table: list[list[int | None]] = [[None] * width for width in self.widths]
-        bound = {*partners, *partners.values()}
-        free: list[list[int]] = [[] for _ in self.widths]
-        for arc, start in enumerate(self.start):
-            if arc not in bound:
-                free[start].append(arc)
-        for arcs in free:
-            arcs.sort(key=self._end, reverse=longest_first)
-        pairs: list[tuple[int, ...]] = list(partners.items())
-
-        for index in range(max(self.widths) - 1, -1, -1):
-            runs = _runs([width > index for width in self.widths])
-            options: list[tuple[int, ...]] = [(), *self._distinct(pairs)]
-            for ends in options[1:] + options[:1] if partners_first else options:
-                tiles = self._tile_all(free, self._without(runs, ends))
-                if tiles is not None:
-                    break
-            else:
-                ends, tiles = (), [t for run in runs for t in self._tiles(free, *run) or []]
-            if ends:
-                pairs.remove(ends)
-            for arc in tiles:
-                free[self.start[arc]].remove(arc)
-            for arc in (*ends, *tiles):
-                for vertex in range(self.start[arc], self._end(arc) + 1):
-                    table[vertex][index] = arc
-        return table
-
-    def _distinct(self, pairs: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """One pair of partners of each extent."""
-        return list({(self._end(h), self.start[t]): (h, t) for h, t in reversed(pairs)}.values())
-
-    def _without(
-        self, runs: list[tuple[int, int]], ends: tuple[int, ...]
-    ) -> list[tuple[int, int]] | None:
-        """What is left to tile once a pair of partners holds both ends; None if it does not fit."""
-        if not ends:
-            return runs
-        head, tail = self._end(ends[0]), self.start[ends[1]]
-        (first, head_room), (tail_room, last) = runs[0], runs[-1]
-        whole = first == 0 and last == len(self.layers)
-        if not (whole and head <= head_room and tail >= tail_room):
-            return None
-        spans = [(max(a, head + 1), min(b, tail - 1)) for a, b in runs]
-        return [(a, b) for a, b in spans if a <= b]
-
-    def _tile_all(
-        self, free: list[list[int]], spans: list[tuple[int, int]] | None
-    ) -> list[int] | None:
-        """Tiles of all the spans, or None where one has none."""
-        if spans is None:
-            return None
-        tiles = [self._tiles(free, *span) for span in spans]
-        return None if None in tiles else [arc for some in tiles for arc in some or []]
-
-    def _tiles(self, free: list[list[int]], first: int, last: int) -> list[int] | None:
-        """Free arcs that follow each other from vertex ``first`` to ``last``, or None."""
-        blocked: set[int] = set()
-
-        def follow(vertex: int) -> list[int] | None:
-            if vertex > last:
-                return []
-            tried = set()
-            for arc in free[vertex] if vertex not in blocked else []:
-                end = self._end(arc)
-                if end <= last and end not in tried:
-                    tried.add(end)
-                    rest = follow(end + 1)
-                    if rest is not None:
-                        return [arc, *rest]
-            blocked.add(vertex)
-            return None
-
-        return follow(first)
-
-
-def _runs(inside: list[bool]) -> list[tuple[int, int]]:
-    """First and last positions of the runs of True."""
-    edges = np.flatnonzero(np.diff(np.array([False, *inside, False], int)))
-    return [(int(a), int(b) - 1) for a, b in edges.reshape(-1, 2)]
-
-
-def _gaps(table: list[list[int | None]]) -> int:
-    return sum(row.count(None) for row in table)
 
 
 def _scaled(matrix: Host) -> Host:
