@@ -114,7 +114,7 @@ def chain_bases(
 def _doubt(layers: Sequence[Host]) -> str:
     """What a refusal may owe to roundoff: bases are carried through small singular values."""
     values = np.concatenate(
-        [np.linalg.svd(w, compute_uv=False) / np.linalg.norm(w) for w in layers]
+        [np.linalg.svd(w, compute_uv=False) / (np.linalg.norm(w) or 1.0) for w in layers]
     )
     small = values[values > 1e-12].min(initial=1.0)
     if small > 1e-2:

@@ -15,8 +15,11 @@ import numpy as np
 Extent = tuple[int, int]
 """First and last vertex of an arc; for partners the head's last and the tail's first."""
 
-_MOST_TRIES = 20_000
-"""Where no cover exists, the search for it could take for ever."""
+_MOST_TRIES = 2_000
+"""Choices in one search; a first choice that was wrong is quicker left than corrected."""
+
+_SEARCHES = 10
+"""Each prefers other arcs. Where no cover exists, this is where looking for one ends."""
 
 
 def columns_of_arcs(
@@ -40,7 +43,13 @@ def columns_of_arcs(
         pairs[extents[head][1], extents[tail][0]].append((head, tail))
     table: list[list[int | None]] = [[None] * width for width in widths]
     first = max(widths) - 1
-    for step, (ends, tiles) in enumerate(_search(widths, free, pairs)):
+    best: list[Choice] = []
+    for search in range(_SEARCHES):
+        found = _search(widths, free, pairs, search)
+        best = max(best, found, key=len)
+        if len(best) > first:
+            break
+    for step, (ends, tiles) in enumerate(best):
         arcs = [free[extent].pop() for extent in tiles]
         if ends is not None:
             arcs += pairs[ends].pop()
@@ -54,18 +63,30 @@ Choice = tuple[Extent | None, tuple[Extent, ...]]
 
 
 def _search(
-    widths: Sequence[int], free: dict[Extent, list[int]], pairs: dict[Extent, list]
+    widths: Sequence[int], free: dict[Extent, list[int]], pairs: dict[Extent, list], seed: int
 ) -> list[Choice]:
     """A choice for every column, the last one first, or for as many as were ever reached."""
-    spare = {extent: len(arcs) for extent, arcs in free.items()}
-    spare_pairs = {ends: len(some) for ends, some in pairs.items()}
+    # Partners with little between them have the fewest ways, and go first; so do long arcs. Later
+    # searches stray from that, by fixed random numbers.
+    noise = np.random.default_rng(seed)
+    size = seed * len(widths) / _SEARCHES
+
+    def ordered(extents: dict, longest_first: bool) -> dict[Extent, int]:
+        sign = -1 if longest_first else 1
+        rank = {e: sign * (e[1] - e[0]) + size * noise.uniform(-1, 1) for e in sorted(extents)}
+        return {e: len(extents[e]) for e in sorted(rank, key=lambda e: rank[e])}
+
+    spare, spare_pairs = ordered(free, True), ordered(pairs, False)
+    by_start: dict[int, list[int]] = defaultdict(list)
+    for start, end in spare:
+        by_start[start].append(end)
     columns = range(max(widths) - 1, -1, -1)
     runs = [_runs([width > column for width in widths]) for column in columns]
     depth = len(widths) - 1
     done: list[Choice] = []
     best: list[Choice] = []
     hopeless: set[tuple] = set()
-    levels = [_choices(runs[0], depth, spare, spare_pairs)]
+    levels = [_choices(runs[0], depth, spare, spare_pairs, by_start)]
 
     def count(choice: Choice, by: int) -> None:
         ends, tiles = choice
@@ -92,7 +113,7 @@ def _search(
         if _state(len(done), spare, spare_pairs) in hopeless:
             count(done.pop(), 1)
             continue
-        levels.append(_choices(runs[len(done)], depth, spare, spare_pairs))
+        levels.append(_choices(runs[len(done)], depth, spare, spare_pairs, by_start))
     return best
 
 
@@ -101,14 +122,18 @@ def _state(step: int, spare: dict[Extent, int], spare_pairs: dict[Extent, int]) 
 
 
 def _choices(
-    runs: list[Extent], depth: int, spare: dict[Extent, int], spare_pairs: dict[Extent, int]
+    runs: list[Extent],
+    depth: int,
+    spare: dict[Extent, int],
+    spare_pairs: dict[Extent, int],
+    by_start: dict[int, list[int]],
 ) -> Iterator[Choice]:
     """What can carry one column: partners or none, and arcs for the vertices between."""
     some = [ends for ends, number in spare_pairs.items() if number]
     for ends in [*some, None]:
         spans = _without(runs, depth, ends)
         if spans is not None:
-            for tiles in _tilings(spans, spare):
+            for tiles in _tilings(spans, spare, by_start):
                 yield ends, tiles
 
 
@@ -124,8 +149,10 @@ def _without(runs: list[Extent], depth: int, ends: Extent | None) -> list[Extent
     return [(a, b) for a, b in spans if a <= b]
 
 
-def _tilings(spans: list[Extent], spare: dict[Extent, int]) -> Iterator[tuple[Extent, ...]]:
-    """All ways to tile the spans with arcs that are left, long arcs first.
+def _tilings(
+    spans: list[Extent], spare: dict[Extent, int], by_start: dict[int, list[int]]
+) -> Iterator[tuple[Extent, ...]]:
+    """All ways to tile the spans with arcs that are left, in the order of ``by_start``.
 
     Tiles of one column start at different vertices, so that none is needed twice.
     """
@@ -135,8 +162,8 @@ def _tilings(spans: list[Extent], spare: dict[Extent, int]) -> Iterator[tuple[Ex
         for vertex in range(last, first - 1, -1):
             onward[vertex] = [
                 end
-                for end in range(last, vertex - 1, -1)
-                if spare.get((vertex, end), 0) and (end == last or onward[end + 1])
+                for end in by_start.get(vertex, [])
+                if end <= last and spare[vertex, end] and (end == last or onward[end + 1])
             ]
         if not onward[first]:
             return
