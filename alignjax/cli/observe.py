@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,10 @@ class Observation:
 def _excess_risk(problem: Problem, weights: Weights, start: Weights) -> Array:
     if not isinstance(problem, MomentProblem):
         raise TypeError("excess_risk needs a problem whose least risk is known: the squared loss")
-    return aj.risk(problem, weights) - problem.minimum_risk
+    # The risk of what is left to learn: a difference of two risks is roundoff near the minimum, of
+    # either sign.
+    rest = dataclasses.replace(problem, minimum_risk=jnp.zeros_like(problem.minimum_risk))
+    return aj.risk(rest, weights)
 
 
 def _of_weights(metric: Callable[[Weights], Array]) -> Callable[..., Array]:

@@ -20,7 +20,10 @@ def balancedness(weights: Sequence[Float[Array, "k_i k_j"]]) -> Float[Array, " d
 
         ||W_{i+1}^T W_{i+1} - W_i W_i^T||_F
 
-    Gradient flow conserves each difference; gradient descent drifts at order ``learning_rate^2``.
+    Gradient flow conserves each difference. Gradient descent with learning rate ``eta`` changes it
+    by ``eta^2 (G_{i+1}^T G_{i+1} - G_i G_i^T)`` in a step, with ``G_i`` the gradients: the drift is
+    of order ``eta^2`` a step, hence of order ``eta`` over a fixed time, which takes ``1 / eta``
+    steps.
 
     Args:
         weights: layers ``(W_1, ..., W_d)``.
