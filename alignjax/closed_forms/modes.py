@@ -103,7 +103,7 @@ def deep_mode_time(
     Returns:
         The time; negative for a product that lies on the other side of the start, infinite for
         ``p*`` itself, and NaN for a product that the mode never had. All arguments broadcast, and
-        derivatives are right in all four where ``target`` and ``input`` are positive.
+        derivatives are right in all four, at any scale.
 
     Raises:
         TypeError: if an argument is no real number, or ``depth`` no integer.
@@ -353,9 +353,31 @@ def _time_jvp(depth: int, primals: tuple, tangents: tuple) -> tuple[Array, Array
     p, start, sigma, rate = primals
     dp, d_start, d_sigma, d_rate = tangents
     a, time = 2.0 / depth, _time(depth, *primals)
-    inverse = [1.0 / (depth * s ** (2.0 - a) * (sigma - rate * s)) for s in (p, start)]
-    moved = p * inverse[0] - start * inverse[1]
+    above = rate * start > sigma
+    # One factor after the other, lest a power leave the range of floats before it meets the rest.
+    inverse = [s ** (a - 1.0) / (depth * (sigma - rate * s)) / s for s in (p, start)]
     tangent = inverse[0] * dp - inverse[1] * d_start
-    tangent -= (moved + (2.0 - a) * time) / sigma * d_sigma
-    tangent += (moved + (1.0 - a) * time) / rate * d_rate
+    # By sigma it is -int dq / (d q^(2-a) (sigma - l q)^2), by l the same with a factor -q. The one
+    # that is small against the other is integrated, and the other one is what is left to
+    # sigma dt/dsigma + l dt/dl = -t, where nothing cancels.
+    by_rate, by_target, shared = jnp.zeros_like(time), jnp.zeros_like(time), jnp.zeros_like(time)
+    for s, sign in ((p, 1.0), (start, -1.0)):
+        logit = _logit(above, s, sigma, rate)
+        low = sign * s ** (a - 1.0) / (depth * sigma) * _squared(a, logit)
+        high = sign * s ** (a - 2.0) / (depth * rate) * _squared(3.0 - a, logit)
+        by_rate += low * (s / sigma)
+        by_target += high / (rate * s)
+        # This one times its own argument, which may be finite where it is not.
+        shared += jnp.where(above, high * (sigma / (rate * s)), low * (rate * s / sigma))
+    by_target = jnp.where(above, by_target, -(time + shared) / sigma)
+    tangent += by_target * d_sigma
+    tangent += jnp.where(above, -(time + shared) / rate, by_rate) * d_rate
     return time, tangent
+
+
+def _squared(c: float, logit: Array) -> Array:
+    """``x^(-c) int_0^x r^(c-1) / (1 - r)^2 dr`` at ``x = sigmoid(logit)``; it is ``1/c`` at 0."""
+    x = jax.nn.sigmoid(logit)
+    tiny = x < jnp.finfo(x.dtype).eps ** 2
+    whole = _beta(c, logit) / jnp.where(tiny, 1.0, x) ** c
+    return 1.0 / jax.nn.sigmoid(-logit) + (1.0 - c) * jnp.where(tiny, 1.0 / c, whole)
