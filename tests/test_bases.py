@@ -7,6 +7,7 @@ import pytest
 
 import alignjax as aj
 from alignjax.bases import NotAlignedError, certify, chain_bases, weak_condition
+from alignjax.bases.tiling import columns_of_arcs
 
 
 def rotation(rng, k):
@@ -305,3 +306,127 @@ def test_reduce_takes_images_wider_than_their_number():
     for a, b in zip(full.weights, aj.expand(reduced, short.weights), strict=True):
         assert np.linalg.norm(a - b) <= 1e-12 * np.linalg.norm(b)
     np.testing.assert_allclose(full.observations["risk"], short.observations["risk"], rtol=1e-11)
+
+
+def sparse_sensing(seed, widths, zeros, turned):
+    """Diagonal layers and two diagonal measurements with many zeros, in the given bases."""
+    rng = np.random.default_rng(seed)
+
+    def diagonal(rows, columns):
+        values = rng.uniform(0.3, 1.0, max(widths)) * rng.choice([-1.0, 1.0], max(widths))
+        return rectangle(values * (rng.random(max(widths)) > zeros), rows, columns)
+
+    bases = [rotation(rng, k) if turned else np.eye(k) for k in widths]
+    layers = [
+        bases[i + 1] @ diagonal(widths[i + 1], widths[i]) @ bases[i].T
+        for i in range(len(widths) - 1)
+    ]
+    matrices = [bases[-1] @ diagonal(widths[-1], widths[0]) @ bases[0].T for _ in range(2)]
+    return aj.sensing(np.stack(matrices), rng.standard_normal(2)), layers
+
+
+def test_sparse_aligned_sensing_problems_are_reduced_in_any_bases():
+    cases = [((4, 4, 3, 6, 5), 0.5, seed) for seed in (1072, 1111)]
+    cases += [((4, 4, 3, 6, 5), zeros, seed) for zeros in (0.4, 0.6) for seed in range(8)]
+    cases += [((40,) * 12, 0.4, 0)]
+    for widths, zeros, seed in cases:
+        for turned in (False, True):
+            problem, layers = sparse_sensing(seed, widths, zeros, turned)
+            assert chain_bases(problem, layers).defect < 1e-11
+
+
+def test_sparse_sensing_problems_that_are_not_aligned_are_refused():
+    for seed in range(8):
+        problem, layers = sparse_sensing(seed, (4, 4, 3, 6, 5), 0.5, seed % 2)
+        layers[seed % 4] += 1e-4 * np.random.default_rng(seed).standard_normal(
+            layers[seed % 4].shape
+        )
+        with pytest.raises(NotAlignedError):
+            chain_bases(problem, layers)
+
+
+def test_arcs_that_tile_all_columns_are_given_their_columns():
+    rng = np.random.default_rng(16)
+    for _ in range(300):
+        widths = rng.integers(1, 9, rng.integers(2, 8)).tolist()
+        depth, straight = len(widths) - 1, rng.choice([0.2, 0.5, 0.8])
+        extents, partners = [], {}
+        for column in range(max(widths)):
+            first, before = len(extents), -1
+            for vertex in range(len(widths)):
+                inside = widths[vertex] > column
+                ends = vertex == depth or widths[vertex + 1] <= column
+                if inside and (ends or rng.random() > straight):
+                    start = before + 1
+                    while widths[start] <= column:
+                        start += 1
+                    extents.append((start, vertex))
+                    before = vertex
+                elif not inside:
+                    before = vertex
+            several = len(extents) - first > 1
+            if several and extents[first][0] == 0 and extents[-1][1] == depth and rng.random() < 0.6:
+                partners[first] = len(extents) - 1
+        order = rng.permutation(len(extents))
+        place = np.argsort(order)
+        extents = [extents[i] for i in order]
+        partners = {int(place[a]): int(place[b]) for a, b in partners.items()}
+        table = columns_of_arcs(widths, extents, partners)
+        assert sorted(a for row in table for a in row) == sorted(
+            a for a, (first, last) in enumerate(extents) for _ in range(last - first + 1)
+        )
+        for column in range(max(widths)):
+            carried = {row[column] for row in table if len(row) > column}
+            assert all((a in carried) == (b in carried) for a, b in partners.items())
+
+
+def in_random_bases(rng, inputs, cross, dtype=np.float64):
+    turn = rotation(rng, len(inputs))
+    moment = turn @ np.diag(inputs) @ turn.T
+    moment, cross = ((moment + moment.T) / 2).astype(dtype), (cross @ turn.T).astype(dtype)
+    return aj.from_moments(moment, cross, dtype(1e3))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_weak_condition_holds_for_white_symmetric_repeated_and_deficient_spectra(dtype):
+    rng = np.random.default_rng(17)
+    white = 50**0.5 * np.linalg.qr(rng.standard_normal((50, 4)))[0]
+    problem = aj.regression(white.astype(dtype), rng.standard_normal((50, 3)).astype(dtype))
+    assert weak_condition(problem).verdict == "yes"
+    for inputs in ([1, 2, 3, 4, 5], [1, 1, 2, 3, 3], [1, 1, 1, 1, 1], [2, 1, 0, 0, 0], [0] * 5):
+        for targets in ([3, 1, 2, 0, 4], [1, 1, 1, 1, 1], [0] * 5):
+            cross = rotation(rng, 5) @ np.diag(np.where(inputs, targets, 0)).astype(float)
+            found = weak_condition(in_random_bases(rng, np.asarray(inputs, float), cross, dtype))
+            assert found.verdict == "yes", (inputs, targets)
+            assert found.U.dtype == dtype
+
+
+def test_the_weak_condition_sees_a_violation_at_every_degree():
+    # B Pi_c B^T = 2 I + D + c_c E with sum_c c_c x_c^j = 0 for j < 32: only then do they commute.
+    count = 34
+    angles = np.pi * (np.arange(count) + 0.5) / count
+    off = np.cos(32 * angles)  # orthogonal to all polynomials of lower degree
+    family = np.multiply.outer(off, [[0, 0.5], [0.5, 0]]) + np.diag([2.3, 1.7])
+    cross = np.concatenate(list(np.linalg.cholesky(family)), axis=1)
+    inputs = np.repeat(2 + np.cos(angles), 2)
+    found = weak_condition(in_random_bases(np.random.default_rng(18), inputs, cross))
+    assert found.verdict == "no"
+    assert found.residual > 0.1
+
+
+def test_the_weak_condition_sees_a_violation_in_one_small_member_of_many():
+    rng = np.random.default_rng(19)
+    turn, inputs = rotation(rng, 3), np.linspace(1, 2, 40)
+    cross = np.stack([turn[:, i % 3] * rng.uniform(0.5, 1) for i in range(40)], axis=1)
+    assert weak_condition(in_random_bases(rng, inputs, cross)).verdict == "yes"
+    assert certify(in_random_bases(rng, inputs, cross)).verdict == "no"
+    cross[:, 7] = 1e-4 * rng.standard_normal(3)
+    assert weak_condition(in_random_bases(rng, inputs, cross)).verdict == "no"
+
+
+def test_the_weak_condition_cannot_tell_where_it_hangs_on_the_smallest_gaps():
+    rng = np.random.default_rng(20)
+    step, cross = rng.standard_normal((4, 4)), rng.standard_normal((3, 4))
+    for size, verdict in ((0.0, "yes"), (1e-11, "cannot tell"), (1e-4, "no")):
+        moment = np.eye(4) + size * (step + step.T)
+        assert weak_condition(aj.from_moments(moment, cross, 1e2)).verdict == verdict

@@ -377,3 +377,24 @@ def test_the_installed_command_runs_and_completes_its_commands(capsys):
     }
     told = subprocess.run(command, capture_output=True, text=True, env=asked)
     assert told.stdout.split() == ["simulate", "sweep"]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_excess_risk_is_never_negative_and_exact_far_below_the_least_risk(dtype):
+    from alignjax.cli.observe import observation
+
+    rng = np.random.default_rng(0)
+    X, Y = (rng.standard_normal((30, k)).astype(dtype) for k in (4, 2))
+    problem = aj.regression(X, Y)
+    best, excess = problem.minimizer, observation("excess_risk").value
+    step = rng.standard_normal((2, 4)).astype(dtype)
+    for size in (0.0, 1e-3, 1e-7):
+        layer = best + dtype(size) * step
+        off = np.asarray(layer, np.float64) - np.asarray(best, np.float64)
+        value = float(excess(problem, (layer,), (layer,)))
+        assert value >= 0
+        expected = 0.5 * np.sum(off @ np.asarray(problem.input_moment, np.float64) * off)
+        eps = float(np.finfo(dtype).eps)
+        np.testing.assert_allclose(
+            value, expected, rtol=100 * eps, atol=100 * eps * np.abs(off).max(initial=0)
+        )

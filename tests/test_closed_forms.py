@@ -364,6 +364,39 @@ def test_derivatives_of_modes_are_those_of_finite_differences(depth):
         assert slopes[i] == pytest.approx(expected, rel=1e-7)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 7])
+def test_derivatives_of_deep_mode_time_scale_with_products_and_spectra(depth):
+    a = 2 / depth
+    slopes = jax.jit(jax.grad(partial(deep_mode_time, depth=depth), (0, 1, 2, 3)))
+    for point in [(1.2, 0.1, 1.0, 0.7), (2.0, 3.0, 1.0, 0.7)]:
+        plain = np.array(slopes(*point))
+        for log_x, log_y in [(0, -100), (0, 100), (-60, 0), (60, 0), (-60, -100), (60, 100)]:
+            scales = 10.0 ** np.array([log_x, log_x, log_y, log_y - log_x])
+            # The time has the unit x^(a - 1) / y, a slope that over its argument's.
+            exponent = (a - 1) * log_x - log_y
+            units = 10.0 ** (exponent - np.array([log_x, log_x, log_y, log_y - log_x]))
+            found = slopes(*(np.array(point) * scales))
+            np.testing.assert_allclose(np.array(found) / units, plain, rtol=1e-10)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 7])
+def test_derivatives_of_deep_mode_time_where_one_spectrum_is_nothing_beside_the_other(depth):
+    a = 2 / depth
+    slopes = jax.jit(jax.grad(partial(deep_mode_time, depth=depth), (0, 1, 2, 3)))
+    p, start = 0.5, 0.1
+    for rate in (0.0, 1e-100, 1e-30):
+        time = deep_mode_time(p, start, 1.0, rate, depth=depth)
+        expected = p ** (a - 2) / depth, -(start ** (a - 2)) / depth, -time
+        expected = *expected, (p**a - start**a) / (a * depth)
+        np.testing.assert_allclose(slopes(p, start, 1.0, rate), expected, rtol=1e-12)
+    p, start = 0.5, 1.0
+    for sigma in (0.0, 1e-100, 1e-30):
+        time = deep_mode_time(p, start, sigma, 1.0, depth=depth)
+        expected = -(p ** (a - 3)) / depth, start ** (a - 3) / depth
+        expected = *expected, (p ** (a - 3) - start ** (a - 3)) / ((3 - a) * depth), -time
+        np.testing.assert_allclose(slopes(p, start, sigma, 1.0), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("depth", [2, 3, 5])
 def test_derivatives_at_a_vanishing_spectrum_are_the_limits(depth):
     def slopes(target, inputs):

@@ -281,3 +281,86 @@ def test_sharpness_can_be_mapped_compiled_and_differentiated():
     step = 1e-5
     ends = [dense_spectrum(problem, along(t))[-1] for t in (step, -step)]
     np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-6)
+
+
+def random_problem(key, log_scale):
+    """A regression, and layers of any size from .01 to 3."""
+    keys = jax.random.split(key, 3)
+    inputs = jax.random.normal(keys[0], (8, 4))
+    problem = aj.regression(inputs, jax.random.normal(keys[1], (8, 2)))
+    return problem, aj.initializers.gaussian(keys[2], (4, 3, 3, 2), 10.0**log_scale)
+
+
+def test_sharpness_of_many_random_networks_is_the_largest_eigenvalue():
+    def both(key, log_scale):
+        problem, layers = random_problem(key, log_scale)
+        found = metrics.sharpness_and_residual(problem, layers)
+        return found, metrics.sharpness(problem, layers), dense_hessian(problem, layers)
+
+    keys = jax.random.split(jax.random.key(0), 300)
+    found, value, hessians = jax.jit(jax.vmap(both))(keys, jnp.linspace(-2, 0.5, 300))
+    spectra = np.linalg.eigvalsh(hessians)
+    rho = np.abs(spectra).max(1)
+    assert not np.isnan(value).any()
+    assert (np.abs(value - spectra[:, -1]) < 1e-13 * rho).all()
+    assert (found[0] == value).all()
+    assert (found[1] <= 1e-10 * rho * (1 + 1e-9)).all()
+
+
+def test_sharpness_tells_near_eigenvalues_apart_or_says_that_it_has_not():
+    inputs = np.concatenate([[1.0, 1 - 1e-7], np.linspace(0.1, 0.9, 28)])
+    problem = aj.from_moments(np.diag(inputs), np.zeros((1, 30)), 1.0)
+    layer = (jnp.zeros((1, 30)),)
+    np.testing.assert_allclose(metrics.sharpness(problem, layer), 1.0, rtol=1e-13)
+    few = {"max_iterations": 4, "tolerance": 0.0}
+    with pytest.raises(RuntimeError, match="not converged after max_iterations = 4"):
+        metrics.sharpness(problem, layer, **few)
+    mapped = jax.vmap(lambda w: metrics.sharpness(problem, (w,), **few))(layer[0][None])
+    assert np.isnan(mapped).all()
+    value, residual = metrics.sharpness_and_residual(problem, layer, **few)
+    assert 0 < residual < 1
+    # Some eigenvalue is that near, and none is above the largest.
+    assert np.abs(inputs - value).min() <= residual
+    assert value < 1
+
+
+def test_sharpness_is_compiled_once_for_all_problems_of_the_same_shapes():
+    keys = jax.random.split(jax.random.key(1), 3)
+    traces = []
+
+    def loss(z, y):
+        traces.append(z)
+        return 0.5 * jnp.sum((z - y) ** 2)
+
+    for key in keys:
+        inputs = jax.random.normal(key, (12, 5))
+        problem = aj.classification(inputs, SIGNS, loss=loss, classes=1)
+        metrics.sharpness(problem, (inputs[:1],))
+        counts = [len(traces)] if key is keys[0] else [*counts, len(traces)]
+    problem_alone = counts[2] - counts[1]  # what making a problem traces
+    assert counts[1] - counts[0] == problem_alone
+    assert counts[0] > problem_alone
+
+
+def test_sharpness_and_trackers_run_inside_shard_map_and_with_other_generators():
+    problem, layers = PROBLEMS["regression"], layers_for(PROBLEMS["regression"], 24)
+    expected = metrics.sharpness(problem, layers), metrics.SpectralTracker.init(layers)
+    expected = expected[0], expected[1].update(layers)[0]
+
+    def measure(layers):
+        tracker = metrics.SpectralTracker.init(layers)
+
+        def again(tracker, _):
+            ratios, tracker = tracker.update(layers)
+            return tracker, ratios
+
+        ratios = jax.lax.scan(again, tracker, None, length=1)[1]
+        return metrics.sharpness(problem, layers), jax.tree.map(lambda a: a[0], ratios)
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("runs",))
+    spec = jax.sharding.PartitionSpec("runs")
+    mapped = jax.shard_map(jax.vmap(measure), mesh=mesh, in_specs=spec, out_specs=spec)
+    with jax.default_prng_impl("rbg"):
+        found = jax.jit(mapped)(jax.tree.map(lambda w: w[None], layers))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a[0], b, rtol=1e-12)

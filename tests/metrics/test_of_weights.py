@@ -239,6 +239,53 @@ def test_strong_invariance_is_the_cosine_squared_of_a_rotation():
     np.testing.assert_allclose(share, jnp.cos(angle) ** 2, rtol=1e-14)
 
 
+def by_hand_alignments(first, second):
+    """``(alignment, chain_alignment)`` of two layers, or of stacks of them."""
+    m, n = second.swapaxes(-1, -2) @ second, first @ first.swapaxes(-1, -2)
+    off = 2**0.5 * np.linalg.norm(m @ n - n @ m, axis=(-2, -1))
+    own = np.linalg.norm(m, axis=(-2, -1)) * np.linalg.norm(n, axis=(-2, -1))
+    return 1 - off / own, 1 - off / np.trace(m, 0, -2, -1) / np.trace(n, 0, -2, -1)
+
+
+@pytest.mark.parametrize("widths", [(16, 16, 16), (64, 64, 64), (10, 100, 30), (256, 64, 16)])
+def test_chance_levels_are_near_the_documented_ones(widths):
+    rng, (m, k, n) = np.random.default_rng(0), widths
+    found = by_hand_alignments(rng.standard_normal((30, k, m)), rng.standard_normal((30, n, k)))
+    pair = 1 - 2 * ((k - 1) * (k + 2) / (k * (m + k + 1) * (n + k + 1))) ** 0.5
+    chain = 1 - 2 * ((k - 1) * (k + 2) / (k**3 * m * n)) ** 0.5
+    assert abs(found[0].mean() - pair) < 0.012
+    assert abs(found[1].mean() - chain) < 0.002
+
+
+def test_chance_alignment_takes_the_measure_of_the_whole_chain():
+    level = metrics.chance_alignment(
+        jax.random.key(0), (16, 16, 16, 16), samples=50, of=metrics.chain_alignment
+    )
+    assert level.shape == (2,)
+    np.testing.assert_allclose(level, 1 - 2 / 16**1.5, atol=0.005)
+    with pytest.raises(TypeError, match="^of must be"):
+        metrics.chance_alignment(jax.random.key(0), (4, 4, 4), of="chain")
+
+
+def test_balancedness_drifts_by_the_square_of_the_rate_in_a_step_and_by_the_rate_over_a_time():
+    rng = np.random.default_rng(1)
+    target = rng.standard_normal((3, 3))
+    start = [rng.standard_normal((3, 3)) for _ in range(2)]
+
+    def difference(layers):
+        return layers[1].T @ layers[1] - layers[0] @ layers[0].T
+
+    def drift(rate, steps):
+        a, b = start
+        for _ in range(steps):
+            error = b @ a - target
+            a, b = a - rate * b.T @ error, b - rate * error @ a.T
+        return np.linalg.norm(difference([a, b]) - difference(start))
+
+    np.testing.assert_allclose(drift(1e-3, 1) / drift(5e-4, 1), 4.0, rtol=1e-6)
+    np.testing.assert_allclose(drift(1e-3, 1000) / drift(5e-4, 2000), 2.0, rtol=1e-2)
+
+
 def test_balancedness_is_the_norm_of_the_difference_and_zero_for_balanced_layers():
     layers = gaussian(11)
     expected = [np.linalg.norm(b.T @ b - a @ a.T) for a, b in pairwise(map(np.asarray, layers))]
