@@ -365,7 +365,12 @@ def test_arcs_that_tile_all_columns_are_given_their_columns():
                 elif not inside:
                     before = vertex
             several = len(extents) - first > 1
-            if several and extents[first][0] == 0 and extents[-1][1] == depth and rng.random() < 0.6:
+            if (
+                several
+                and extents[first][0] == 0
+                and extents[-1][1] == depth
+                and rng.random() < 0.6
+            ):
                 partners[first] = len(extents) - 1
         order = rng.permutation(len(extents))
         place = np.argsort(order)

@@ -110,8 +110,8 @@ def sharpness_and_residual(
         problem: any problem.
         weights: layers ``(W_1, ..., W_d)``.
         key: for the random first vector; None means a fixed one.
-        tolerance: the iteration ends when the residual is this share of the spectral radius, or 100 of
-            the dtype's epsilon.
+        tolerance: the iteration ends when the residual is this share of the spectral radius, or
+            100 of the dtype's epsilon.
         max_iterations: the most products with the Hessian, rounded up to a multiple of 16.
 
     Returns:

@@ -263,7 +263,7 @@ def test_chance_alignment_takes_the_measure_of_the_whole_chain():
     )
     assert level.shape == (2,)
     np.testing.assert_allclose(level, 1 - 2 / 16**1.5, atol=0.005)
-    with pytest.raises(TypeError, match="^of must be"):
+    with pytest.raises(TypeError, match=r"^of must be"):
         metrics.chance_alignment(jax.random.key(0), (4, 4, 4), of="chain")
 
 
