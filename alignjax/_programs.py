@@ -207,7 +207,7 @@ def _by_value(value: Any, owners: list[Any]) -> Hashable:
         node = value.node_data()
         if node is None:
             return ()
-        return (node[0], *parts(node[1], *value.children()))  # JAX itself keeps the class
+        return node[0], parts(node[1], *value.children())  # JAX itself keeps the class
     if kind is partial:
         return parts(value.func, value.args, value.keywords)
     if kind in _MADE_OF_PARTS:
@@ -215,8 +215,7 @@ def _by_value(value: Any, owners: list[Any]) -> Hashable:
     if kind is MethodType:  # a new object each time it is looked up
         return parts(value.__self__, value.__func__)
     if is_dataclass(value) and not isinstance(value, type):
-        settings = value.__dataclass_params__
+        settings: Any = type(value).__dataclass_params__  # type: ignore[attr-defined]
         if settings.frozen and settings.eq and hasattr(value, "__dict__"):
             return parts(kind, vars(value))
     raise _NamelessError
-

@@ -83,7 +83,7 @@ def test_what_observe_closes_over_goes_after_a_sweep():
         progress=False,
     )
     assert data.seen.shape == (2, 2)
-    del observe
+    observe = None
     assert alive(references) == [False, False]
 
 
@@ -93,7 +93,8 @@ def test_what_an_optimizer_closes_over_goes_with_it():
     references = weakref.ref(optimizer.update), weakref.ref(rates)
     run = aj.optimizer_descent(PROBLEM, WEIGHTS, optimizer, steps=3)
     assert alive(references) == [True, True]
-    del optimizer, rates, run
+    del optimizer, run
+    rates = None
     assert alive(references) == [False, False]
 
 
@@ -187,7 +188,7 @@ def test_every_kind_of_function_is_taken_and_let_go(kind):
         before = _gradient_descent._cache_size()
         descend(observe)
         assert _gradient_descent._cache_size() == before
-    del observe, array
+    observe = array = None
     assert alive([reference]) == [False]
 
 

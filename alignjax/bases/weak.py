@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,11 +80,11 @@ def weak_condition(problem: MomentProblem, *, tolerance: float | None = None) ->
     if tolerance is not None:
         limit = as_tolerance(tolerance, "tolerance", "weak_condition")
     size = float(np.linalg.norm(data.link))
-    roundoff = _relative_roundoff(problem, data.dtype, data.link.shape)
+    roundoff = data.roundoff
     eigenvalues, vectors = np.linalg.eigh(data.symmetric[0])
     turned = (data.link / (size or 1.0)) @ vectors
     # Against the inputs and targets that B comes from: B itself may have cancelled.
-    noise = roundoff * (_cross_scale(problem, data.symmetric[0]) / size if size else 1.0)
+    noise = roundoff * (data.cross_size / size if size else 1.0)
 
     def look(gap: float) -> tuple[Host, float]:
         members = _members(turned, eigenvalues, gap * abs(float(eigenvalues[-1])), noise)
@@ -99,16 +98,6 @@ def weak_condition(problem: MomentProblem, *, tolerance: float | None = None) ->
         coarse = look(roundoff / limit if limit > 0 else 0.0)[1]
         verdict = "no" if coarse > limit else "cannot tell"
     return WeakCondition(verdict, jnp.asarray(u, data.dtype), residual)
-
-
-def _relative_roundoff(problem: MomentProblem, dtype: Any, shape: Sequence[int]) -> float:
-    walk = 0.25 * (problem.sample_count or 0) ** 0.5
-    return float(jnp.finfo(dtype).eps) * (8 + max(shape) + walk)
-
-
-def _cross_scale(problem: MomentProblem, moment: Host) -> float:
-    trace = max(float(np.trace(moment)), 0.0)
-    return trace**0.5 * max(float(problem.target_energy), 0.0) ** 0.5
 
 
 def _members(turned: Host, eigenvalues: Host, gap: float, noise: float) -> list[Host]:

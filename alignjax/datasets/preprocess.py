@@ -48,7 +48,9 @@ def flatten(
         >>> flatten(np.array([[[0, 51], [102, 255]]], np.uint8), mean=0, std=1).round(3)
         array([[0. , 0.2, 0.4, 1. ]])
     """
-    pixels = images.images if isinstance(images, Images) else as_numbers("images", images)
+    pixels = (
+        images.images if isinstance(images, Images) else np.asarray(as_numbers("images", images))
+    )
     if pixels.dtype != np.uint8:
         raise TypeError(f"images: expected uint8 pixels in 0..255, got {pixels.dtype}")
     check_pixels(pixels)

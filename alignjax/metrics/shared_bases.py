@@ -67,7 +67,7 @@ def chance_alignment(
         1 - 2 sqrt((k-1) (k+2) / (k (m+k+1) (n+k+1)))    for alignment, 1 - 1/sqrt(k) if m = n = k,
         1 - 2 sqrt((k-1) (k+2) / (k^3 m n))              for chain_alignment, 1 - 2/k^1.5,
 
-    as ratios of expectations, right to about .01 from ``k = 8`` on: .94 and .9995 at width 256.
+    as ratios of expectations, right to about .01 from ``k = 16`` on: .94 and .9995 at width 256.
 
     Args:
         key: a JAX random key.
