@@ -19,7 +19,7 @@ if (0, 7) <= tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     if FLAG not in flags:  # a worker inherits it
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 

@@ -13,7 +13,7 @@ CHEAP = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"  # set in the root c
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_for_one_file_only(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A file's programs, optimized where it asks for that; then forgotten: they take 5 GB in all."""
+    """A file's programs, optimized where it asks for that; then forgotten: all take 5 GB."""
     optimized = request.node.get_closest_marker("optimized") is not None
     with pytest.MonkeyPatch.context() as patch:
         if optimized:
