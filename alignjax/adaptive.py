@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from alignjax._meshes import on_automatic_axes, tied
 from alignjax._programs import compiled
 from alignjax._validation import as_callable, as_count, as_real, is_concrete
 from alignjax.engines.loop import guarded_steps
-from alignjax.linalg import tied
 from alignjax.problems import (
     Problem,
     SampleProblem,
@@ -207,6 +207,7 @@ def _risk_of_zero(problem: SampleProblem) -> Array:
 
 
 @compiled(static=("steps", "rule", "save_at"), callables=("observe",))
+@on_automatic_axes
 def _adaptive_descent(
     problem: SampleProblem,
     weights: Weights,

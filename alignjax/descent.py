@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from alignjax import engines
+from alignjax._meshes import arrays_in, on_automatic_axes, tied
 from alignjax._programs import compiled
 from alignjax._validation import (
     as_callable,
@@ -22,7 +23,6 @@ from alignjax._validation import (
 )
 from alignjax.engines.loop import guarded_steps
 from alignjax.engines.structured import checked_structured_gradient, structured_risk
-from alignjax.linalg import tied
 from alignjax.optimizers import check_memory, check_optimizer, prepare
 from alignjax.problems import (
     Problem,
@@ -149,6 +149,7 @@ def _risk_of(problem: Any, structure: tuple[Structure, ...] | None) -> Callable[
 
 
 @compiled(static=("steps", "save_at", "structure", "engine"), callables=("observe",))
+@on_automatic_axes
 def _gradient_descent(
     problem: Problem,
     weights: tuple[Array, ...],
@@ -301,6 +302,7 @@ def optimizer_descent(
 @compiled(
     static=("steps", "save_at", "batch_size", "structure"), callables=("optimizer", "observe")
 )
+@on_automatic_axes
 def _optimizer_descent(
     problem: Problem,
     weights: tuple[Array, ...],
@@ -316,7 +318,7 @@ def _optimizer_descent(
     structure: tuple[Structure, ...] | None,
 ) -> Trajectory:
     given = problem, weights
-    problem, weights = tied(given, given)
+    problem, weights = tied(given, (given, arrays_in(optimizer)))
     core = to_span(problem, weights)[0] if structure is None else problem.by_outputs()
     value_of = _risk_of(problem if structure is None else core, structure)
     chosen = prepare(optimizer)
@@ -361,7 +363,7 @@ def _optimizer_descent(
         lambda state: look(state[0]),
         save_at,
         steps,
-        given=problem,
+        given=(problem, arrays_in(optimizer)),
         begin=begin,
     )
     end = end_of(begin, steps, status, stopped_at, None)
@@ -390,5 +392,7 @@ class _Epochs:
         """The samples of ``step``, and the order, new where an epoch begins."""
         within = step % self.per_epoch
         # The step is never batched, so this stays a branch under vmap.
-        order = lax.cond(within == 0, self.order, lambda _: order, step)
+        order = lax.cond(
+            within == 0, lambda step: tied(self.order(step), order), lambda _: order, step
+        )
         return lax.dynamic_slice_in_dim(order, within * self.size, self.size), order

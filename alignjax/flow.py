@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from alignjax._meshes import on_automatic_axes
 from alignjax._programs import compiled
 from alignjax._validation import as_callable, as_count, as_real, is_concrete
 from alignjax.problems import (
@@ -202,7 +203,7 @@ def _as_times(times: Any, since: Array) -> Array:
 
 def _as_tolerances(rtol: Any, atol: Any, weights: Weights) -> tuple[Array, Array]:
     dtype = weights[0].dtype
-    largest = jnp.stack([jnp.abs(w).max() for w in weights]).max()
+    largest = reduce(jnp.maximum, [jnp.abs(w).max() for w in weights])
     relative = jnp.asarray(_DEFAULT_RTOL[np.dtype(dtype)], dtype)
     if rtol is not None:
         relative = _as_tolerance(rtol, "rtol", dtype)
@@ -307,6 +308,7 @@ def _solve(
 
 
 @compiled(static=("log_time", "explicit", "implicit", "max_steps"), callables=("observe",))
+@on_automatic_axes
 def _gradient_flow(
     problem: Problem,
     weights: Weights,

@@ -115,7 +115,7 @@ def _random_bases(key: Array, widths: Sequence[int], rank: int, dtype: Any) -> l
 def _chain(bases: Sequence[Array], singular_values: Array) -> Weights:
     """``W_i = P_i diag(s_i) P_{i-1}^T``."""
     return tuple(
-        matmul(out * s, into.T)
+        matmul(out * s[None], into.T)
         for s, into, out in zip(singular_values, bases, bases[1:], strict=False)
     )
 

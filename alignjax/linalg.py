@@ -28,7 +28,6 @@ __all__ = [
     "narrowest",
     "narrowest_vertex",
     "split_products",
-    "tied",
     "traceless",
     "ussvd",
 ]
@@ -313,19 +312,6 @@ def leaves_finite(tree: object) -> Array:
     """Whether every number in the tree is finite, as one boolean."""
     finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
     return reduce(jnp.logical_and, finite)
-
-
-def tied(state: T, others: Any) -> T:
-    """The same arrays, which in the eyes of a tracer depend on ``others``.
-
-    Inside ``shard_map`` a loop's carry has to vary along a mesh axis from the start if it ever
-    does, and so do the results of a branch if those of another one do. The compiler sees through
-    it; elsewhere nothing happens.
-    """
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return state
-    anchor = reduce(jnp.logical_or, [(leaf != leaf).any() for leaf in jax.tree.leaves(others)])
-    return jax.tree.map(lambda leaf: jnp.where(anchor, leaf, leaf), state)
 
 
 def guarded(function: Callable[..., tuple[T, Array]]) -> Callable[..., tuple[T, Array]]:

@@ -19,13 +19,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from alignjax._meshes import on_automatic_axes, tied
 from alignjax._roundoff import above
 from alignjax._validation import as_count, as_learning_rate, as_real, describe
 from alignjax.bases import chain_bases
 from alignjax.bases.moments import ProblemMatrices, spectra
 from alignjax.engines import recursion
 from alignjax.engines.loop import guarded_steps
-from alignjax.linalg import guarded, leave_one_out_products, leaves_finite, matmul, tied
+from alignjax.linalg import guarded, leave_one_out_products, leaves_finite, matmul
 from alignjax.problems import MomentProblem
 from alignjax.trajectory import (
     Begun,
@@ -286,6 +287,7 @@ def reduced_descent(
 
 
 @partial(jax.jit, static_argnames=("steps", "save_at", "engine"))
+@on_automatic_axes
 def _reduced_descent(
     reduced: Reduced,
     start: Array,
@@ -470,7 +472,7 @@ def expand(
     for s, rest, into, out in zip(values, reduced.frozen, bases, bases[1:], strict=False):
         diagonal = jnp.concatenate([s, rest])
         count = diagonal.shape[0]
-        layers.append(matmul(out[:, :count] * diagonal, into[:, :count].T))
+        layers.append(matmul(out[:, :count] * diagonal[None], into[:, :count].T))
     return tuple(layers)
 
 

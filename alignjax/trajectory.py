@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from alignjax._meshes import tied
 from alignjax._validation import as_count, describe, refuse_masked
-from alignjax.linalg import tied
 
 __all__ = ["End", "Status", "Trajectory", "every", "log_steps"]
 
@@ -115,7 +115,7 @@ def clock(begin: Begun | None, taken: Array, stopped_at: Array, rate: Array) -> 
     """The sum of learning rates at each save point and at the end."""
     steps = jnp.append(taken, stopped_at)
     if begin is None:
-        times = steps.astype(rate.dtype).reshape(-1, *[1] * rate.ndim) * rate
+        times = steps.astype(rate.dtype).reshape(-1, *[1] * rate.ndim) * rate[None]
     elif begin.time is None:
         return None, None
     else:
@@ -123,7 +123,7 @@ def clock(begin: Begun | None, taken: Array, stopped_at: Array, rate: Array) -> 
         before = begin.time.astype(rate.dtype)
         rate = jnp.broadcast_to(rate, jnp.broadcast_shapes(rate.shape, before.shape))
         since = (steps - begin.taken).astype(rate.dtype)
-        times = before + since.reshape(-1, *[1] * rate.ndim) * rate
+        times = before[None] + since.reshape(-1, *[1] * rate.ndim) * rate[None]
     return times[:-1], times[-1]
 
 

@@ -33,7 +33,9 @@ def elementwise(*, signed: str = "", **named: Any) -> tuple[Array, ...]:
     values = zip(arrays, named.values(), strict=True)
     typed = [a for a, value in values if type(value) not in (int, float, bool)]
     dtype = jnp.result_type(*(typed or arrays))
-    return tuple(a.astype(dtype) for a in arrays)
+    # Of one rank too: whoever forbids JAX to promote ranks does not forbid this function.
+    rank = max(a.ndim for a in arrays)
+    return tuple(a.astype(dtype)[(*[None] * (rank - a.ndim), ...)] for a in arrays)
 
 
 def on_host(**named: Any) -> dict[str, np.ndarray] | None:

@@ -147,7 +147,7 @@ def _moved(start: Array, moment: Array, cross: Array, pace: Array, count: Steps 
     """
     spectrum, basis, own, pull = _decompose(start, moment, cross)
     decay, total, _ = _factors(spectrum, pace, count)
-    return matmul(own * decay[:, None] + pull * total[:, None], basis.T)
+    return matmul(own[None] * decay[:, None] + pull[None] * total[:, None], basis.T)
 
 
 def _moved_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
@@ -157,11 +157,13 @@ def _moved_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     d_start, d_moment, d_cross, d_pace, _ = tangents
     tangent = jnp.zeros((decay.shape[0], *start.shape), start.dtype)
     if not isinstance(d_start, SymbolicZero):
-        tangent += matmul(d_start, basis) * decay[:, None]
+        tangent += matmul(d_start, basis)[None] * decay[:, None]
     if not isinstance(d_cross, SymbolicZero):
-        tangent += matmul(d_cross, basis) * total[:, None]
+        tangent += matmul(d_cross, basis)[None] * total[:, None]
     if not isinstance(d_pace, SymbolicZero):
-        tangent += (pull - own * spectrum) * (speed * jnp.reshape(d_pace, (-1, 1)))[:, None]
+        tangent += (pull - own * spectrum[None])[None] * (speed * jnp.reshape(d_pace, (-1, 1)))[
+            :, None
+        ]
     if not isinstance(d_moment, SymbolicZero):
         turned = matmul(matmul(basis.T, 0.5 * (d_moment + d_moment.T)), basis)
 
@@ -185,12 +187,13 @@ def _decompose(start: Array, moment: Array, cross: Array) -> tuple[Array, Array,
     spectrum, basis = without_derivative(jnp.linalg.eigh(moment), _SECOND_ORDER)
     seen = above(spectrum, relative_roundoff(moment.dtype, *moment.shape))
     # Where there is no input there is no target: what roundoff left there would grow like t.
-    pull = matmul(cross, basis) * seen
+    pull = matmul(cross, basis) * seen[None]
     return jnp.where(seen, spectrum, 0.0), basis, matmul(start, basis), pull
 
 
 def _factors(spectrum: Array, pace: Array, count: Steps | None) -> tuple[Array, Array, Array]:
     """``f``, ``g = (1 - f) / x`` and the derivative of ``g`` in ``pace``, each ``(T, m)``."""
+    spectrum = spectrum[None]
     if count is None:
         exponent = -pace[:, None] * spectrum
         decay, time = jnp.exp(exponent), pace[:, None]
@@ -228,8 +231,8 @@ def _slopes(spectrum: Array, pace: Array, count: Steps | None) -> tuple[Array, A
     Where the eigenvalues tie these are the derivatives (Daleckii and Krein), so that no eigenvector
     is ever differentiated.
     """
-    low = jnp.minimum(spectrum[:, None], spectrum)
-    high = jnp.maximum(spectrum[:, None], spectrum)
+    low = jnp.minimum(spectrum[:, None], spectrum[None])
+    high = jnp.maximum(spectrum[:, None], spectrum[None])
     if count is None:
         time, share = pace, jnp.zeros_like(pace)
         decays = -jnp.exp(-time * low) * elapsed(high - low, time)
@@ -238,7 +241,8 @@ def _slopes(spectrum: Array, pace: Array, count: Steps | None) -> tuple[Array, A
         decays = -pace * _power_slope(pace * low, pace * high, count)
     # b g[a, b] + g(a) = -f[a, b] for b = high, which cancels where b is small: there a series.
     total_low = jnp.where(
-        spectrum[:, None] <= spectrum, *(lambda g: (g[:, None], g))(_total(spectrum, pace, count))
+        spectrum[:, None] <= spectrum[None],
+        *(lambda g: (g[:, None], g[None]))(_total(spectrum, pace, count)),
     )
     late = time * high > 1.0
     direct = -(decays + total_low) / jnp.where(late, high, 1.0)

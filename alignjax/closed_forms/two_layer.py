@@ -121,7 +121,8 @@ def aligned_two_layer_flow(
     )
     scale = jnp.sqrt(w)[..., None, :]
     rows = hidden[:rank]
-    return matmul(rows.T * scale, V[:, :rank].T), matmul(U[:, :rank] * scale, rows)
+    like = (*[None] * (scale.ndim - 2), ...)  # as many axes, of times
+    return matmul(rows.T[like] * scale, V[:, :rank].T), matmul(U[:, :rank][like] * scale, rows)
 
 
 def _as_hidden_basis(Q: Any) -> Array:
@@ -356,14 +357,14 @@ def _solve(ordered: _Ordered, modes: _Modes, time: Array) -> _Solved:
     tall = jnp.concatenate([jnp.diag(jnp.exp(-column_log)), jnp.sqrt(spent)[:, None] * scaled])
     # The normal equations of this least-squares problem are M; its QR keeps twice the digits.
     size = jnp.linalg.norm(tall, axis=0)
-    R = jnp.linalg.qr(tall / size, mode="r") * size
+    R = jnp.linalg.qr(tall / size[None], mode="r") * size[None]
     Z = solve_triangular(R.T, scaled.T, lower=True).T
     return _Solved(Z, R, jnp.exp(jnp.minimum(growth, 0.0) * time), spent, row_log, column_log)
 
 
 def _scaled(matrix: Array, row_log: Array, column_log: Array) -> Array:
     """``e^{row - column}`` times the matrix, 0 where the matrix is 0 whatever the exponent."""
-    exponent = jnp.where(matrix == 0.0, 0.0, row_log[:, None] - column_log)
+    exponent = jnp.where(matrix == 0.0, 0.0, row_log[:, None] - column_log[None])
     return matrix * jnp.exp(exponent)
 
 
@@ -435,4 +436,4 @@ def _through_start(moved: Array, ordered: _Ordered, modes: _Modes, time: Array) 
 
 def _scaled_linear(matrix: Array, row_log: Array, column_log: Array) -> Array:
     """``e^{row - column}`` times a matrix of tangents, whose value must not decide anything."""
-    return matrix * jnp.exp(row_log[:, None] - column_log)
+    return matrix * jnp.exp(row_log[:, None] - column_log[None])

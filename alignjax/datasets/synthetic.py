@@ -82,7 +82,7 @@ def _orthonormal_columns(
     """Uniformly distributed orthonormal columns."""
     q, r = jnp.linalg.qr(jax.random.normal(key, (rows, columns), dtype))
     # Without the signs, QR's own convention would bias the distribution.
-    return q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(dtype)
+    return q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(dtype)[None]
 
 
 def gaussian_regression(
@@ -215,8 +215,8 @@ def _aligned_samples(
         0,
     )
     with jax.default_matmul_precision("highest"):
-        x = math.sqrt(n) * (q * jnp.sqrt(input_values)) @ v.T
-        y = math.sqrt(n) * (q[:, :r] * ratio) @ u[:, :r].T
+        x = math.sqrt(n) * (q * jnp.sqrt(input_values)[None]) @ v.T
+        y = math.sqrt(n) * (q[:, :r] * ratio[None]) @ u[:, :r].T
         if noisy:
             residual = jax.random.normal(noise_key, (n, k_d), dtype)
             y = y + noise * (residual - q @ (q.T @ residual))
@@ -282,5 +282,5 @@ def _separable_samples(
     )
     with jax.default_matmul_precision("highest"):
         across = across - jnp.outer(across @ direction, direction)
-    signed = distances[:, None] * direction + across
+    signed = distances[:, None] * direction[None] + across
     return SeparablePair(labels[:, None] * signed, labels, direction, margin)

@@ -14,15 +14,20 @@ The recursion in singular values has a kernel of its own, in :mod:`alignjax.engi
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Array
 
-from alignjax.engines import fused, xla
+from alignjax.engines import fused, library, xla
 from alignjax.problems import ByOutputs, Problem
 from alignjax.structures import Structure
 
-__all__ = ["advance", "available", "resolve", "unavailable"]
+__all__ = ["advance", "available", "export_checks", "resolve", "unavailable"]
 
 _NAMES = ("xla", *fused.KERNELS)
+
+# Here, so that an exported program finds them in a process that does no more than import alignjax.
+library.register()
 
 
 def available() -> tuple[str, ...]:
@@ -40,6 +45,33 @@ def available() -> tuple[str, ...]:
 def unavailable() -> dict[str, str]:
     """The names of the engines that cannot run here, and why."""
     return fused.reasons_for_absence()
+
+
+def export_checks() -> list[Any]:
+    """What ``jax.export`` takes as ``disabled_checks`` where a run may hold a compiled kernel.
+
+    By default JAX exports no call of a kernel that it does not know. The exported program runs in
+    every process that has imported alignjax and whose :func:`available` names the engine; where
+    there are no compiled kernels it ends in an error of XLA's about a handler that is not
+    registered. Kernels are called by name, so load a program with the version of alignjax that
+    exported it. A program exported with ``engine="xla"`` needs neither these checks nor alignjax.
+
+    Returns:
+        One ``jax.export.DisabledSafetyCheck`` a kernel.
+
+    Example:
+        >>> import alignjax as aj, jax, jax.numpy as jnp
+        >>> problem = aj.factorization(jnp.diag(jnp.array([2.0, 1.0])))
+        >>> start = aj.initializers.identity((2, 2, 2), 0.5)
+        >>> train = jax.jit(lambda rate: aj.gradient_descent(problem, start, rate, steps=9).weights)
+        >>> checks = aj.engines.export_checks()
+        >>> exported = jax.export.export(train, disabled_checks=checks)(0.1)
+        >>> bool((exported.call(0.1)[0] == train(0.1)[0]).all())
+        True
+    """
+    from jax import export
+
+    return [export.DisabledSafetyCheck.custom_call(target) for target in library.TARGETS]
 
 
 def resolve(

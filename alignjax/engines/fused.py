@@ -19,8 +19,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from alignjax._meshes import tied
 from alignjax.engines import gpu, library, xla
-from alignjax.linalg import narrowest_vertex, tied
+from alignjax.linalg import narrowest_vertex
 from alignjax.problems import ByOutputs, MomentProblem, Problem, from_span, to_span
 from alignjax.structures import Structure
 

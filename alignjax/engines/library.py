@@ -1,7 +1,12 @@
-"""The compiled kernels for CPUs: found, loaded and registered when they are first asked for."""
+"""The compiled kernels for CPUs: found, loaded and registered when alignjax is imported.
+
+So early, because a program that was exported with a kernel in it asks for nothing else of alignjax.
+It takes a millisecond and starts no backend.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -17,8 +22,10 @@ __all__ = [
     "OLD_XLA",
     "RECURSION",
     "TARGET",
+    "TARGETS",
     "instruction_sets",
     "reason_for_absence",
+    "register",
     "select",
     "selected",
     "xla_interface",
@@ -30,6 +37,9 @@ FILE = Path(__file__).with_name("_cpu_kernels.so")
 TARGET, RECURSION = "alignjax_advance", "alignjax_recursion"
 """The names under which XLA knows the kernels for networks, and the one for singular values."""
 
+TARGETS = (TARGET, RECURSION)
+"""All names under which XLA calls what is compiled here."""
+
 _VARIABLE = "ALIGNJAX_CPU_ISA"
 _INTERFACE = 2  # of csrc/ffi.cc: an editable installation may have an older library
 
@@ -38,18 +48,26 @@ OLD_XLA = "its compiled kernels are for a newer jaxlib than the one at hand: ins
 """What is told where :func:`xla_interface` is too old for a library."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Loaded:
     library: ctypes.CDLL | None
     reason: str | None
+    as_asked: bool = False  # whether the environment variable has been heeded
 
 
 _loaded: _Loaded | None = None
 _lock = threading.Lock()
 
 
+def register() -> None:
+    """Load the kernels and make them known to XLA, if they are here; never an error."""
+    # An environment variable that names no instruction set is told to whom asks for a kernel.
+    with contextlib.suppress(ValueError):
+        _load()
+
+
 def reason_for_absence() -> str | None:
-    """Why there are no compiled kernels here, or None if there are; loads them on the first call.
+    """Why there are no compiled kernels here, or None if there are.
 
     Raises:
         ValueError: if the environment variable ``ALIGNJAX_CPU_ISA`` names no instruction set that
@@ -108,7 +126,13 @@ def _load() -> _Loaded:
     with _lock:
         if _loaded is None:
             _loaded = _open()
-        return _loaded
+        loaded = _loaded
+        if loaded.library is not None and not loaded.as_asked:
+            wanted = os.environ.get(_VARIABLE)
+            if wanted:
+                _select(loaded.library, wanted, _VARIABLE)
+            loaded.as_asked = True
+        return loaded
 
 
 def _open() -> _Loaded:
@@ -126,16 +150,13 @@ def _open() -> _Loaded:
             )
         if getattr(library, "alignjax_xla", lambda: 0)() > xla_interface():
             return _Loaded(None, OLD_XLA)
-        for target in (TARGET, RECURSION):
+        for target in TARGETS:
             capsule = jax.ffi.pycapsule(getattr(library, target))
             jax.ffi.register_ffi_target(target, capsule, platform="cpu")
     except Exception as error:  # whatever this platform or this jaxlib objects to
         return _Loaded(None, f"its compiled kernels cannot be loaded: {error}")
     library.alignjax_instruction_set.restype = ctypes.c_char_p
     library.alignjax_selected.restype = ctypes.c_char_p
-    wanted = os.environ.get(_VARIABLE)
-    if wanted:
-        _select(library, wanted, _VARIABLE)
     return _Loaded(library, None)
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from alignjax._meshes import tied
+
 __all__ = ["guarded_steps", "repeat"]
 
 State = TypeVar("State")
@@ -53,6 +55,8 @@ def repeat(
         return lax.cond(i < rest, lambda s: body(s, index), lambda s: s, state), None
 
     state = lax.scan(maybe_block, state, jnp.arange(max_steps // length, dtype=jnp.int32))[0]
+    if length == 1:  # no step is left over, and without a compiler there is no scan of none
+        return state
     return lax.scan(maybe_step, state, jnp.arange(length - 1, dtype=jnp.int32))[0]
 
 
@@ -88,8 +92,7 @@ def guarded_steps(
         return state, slope, ok, taken + ok.astype(jnp.int32)
 
     slope, ok = evaluate(state, jnp.zeros((), jnp.int32))
-    # Not a constant: inside `shard_map` it varies as `ok` does.
-    taken = jnp.where(ok, jnp.int32(0), jnp.int32(0))
+    state, slope, taken = tied((state, slope, jnp.int32(0)), (state, slope, ok))
     carry = (state, slope, ok, taken)
     state, _, _, taken = repeat(body, carry, steps, max_steps=max_steps)
     return state, taken

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from alignjax._meshes import tied
 from alignjax.engines import library
-from alignjax.linalg import tied
 
 __all__ = ["advance", "resolve"]
 

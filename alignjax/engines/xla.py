@@ -9,9 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from alignjax._meshes import tied
 from alignjax.engines.loop import guarded_steps
 from alignjax.engines.structured import checked_structured_gradient
-from alignjax.linalg import tied
 from alignjax.problems import ByOutputs, Problem, checked_gradient, from_span, to_span
 from alignjax.structures import Structure
 

@@ -119,7 +119,7 @@ def strong_invariance(
 def _diagonal_share(matrix: Array) -> Array:
     """The diagonal's share of the energy, as 1 minus the rest's: exact near 1."""
     rows, columns = matrix.shape
-    diagonal = jnp.arange(rows)[:, None] == jnp.arange(columns)
+    diagonal = jnp.arange(rows)[:, None] == jnp.arange(columns)[None]
     rest = jnp.where(diagonal, 0.0, matrix**2).sum()
     return 1.0 - ratio(rest, rest + jnp.where(diagonal, matrix**2, 0.0).sum(), otherwise=0.0)
 

@@ -12,8 +12,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from alignjax._meshes import tied
 from alignjax._validation import as_count, as_key, as_raw, as_real, is_concrete
-from alignjax.linalg import matmul, tied
+from alignjax.linalg import matmul
 from alignjax.metrics._norms import norm, ratio, to_unit_norm
 from alignjax.problems import Problem, check_weights, gradient
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from alignjax._meshes import tied
 from alignjax._validation import as_callable, as_count, as_raw, describe
-from alignjax.linalg import matmul, tied
+from alignjax.linalg import matmul
 from alignjax.metrics._norms import norm, ratio, to_unit_norm, unit
 
 __all__ = ["SpectralTracker"]

@@ -31,7 +31,7 @@ def _minimizer(input_moment: Array, cross_moment: Array) -> Array:
     values, vectors = jnp.linalg.eigh(input_moment)
     keep = above(values, relative_roundoff(values.dtype, *input_moment.shape))
     inverse = jnp.where(keep, 1.0 / jnp.where(keep, values, 1.0), 0.0)
-    return matmul(matmul(cross_moment, vectors) * inverse, vectors.T)
+    return matmul(matmul(cross_moment, vectors) * inverse[None], vectors.T)
 
 
 def _as_targets(Y: Any, samples: int, name: str = "Y") -> Array:

@@ -21,7 +21,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
+
+from alignjax._meshes import tied
 
 __all__ = ["correlate", "correlate_taps"]
 
@@ -40,6 +43,7 @@ def correlate(w: Float[Array, "a b"], x: Float[Array, "n P Q"]) -> Float[Array, 
     Returns:
         ``y``, shape ``(n, A, B)``.
     """
+    w, x = tied((w, x), (w, x))
     return _correlate_p.bind(w[None], x[None])[0]
 
 
@@ -53,6 +57,7 @@ def correlate_taps(x: Float[Array, "n P Q"], g: Float[Array, "n A B"]) -> Float[
     Returns:
         ``t``, shape ``(a, b)``.
     """
+    x, g = tied((x, g), (x, g))
     return _taps_p.bind(x[None], g[None])[0]
 
 
@@ -79,7 +84,7 @@ def _sum_over_taps(w: Array, x: Array) -> Array:
             out = row_of_taps(i, out)
         assert out is not None
         return out
-    start = jnp.zeros((*x.shape[:2], rows, columns), x.dtype)
+    start = tied(jnp.zeros((*x.shape[:2], rows, columns), x.dtype), (w, x))
     return lax.fori_loop(0, a, row_of_taps, start)
 
 
@@ -152,12 +157,22 @@ def _batch_taps(args: Any, axes: Any) -> tuple[Array, int]:
 def _primitive(name: str, compute: Callable[[Array, Array], Array], batch: Any) -> Primitive:
     primitive = Primitive(f"alignjax_{name}")
 
-    def shape_of(*operands: Any) -> jax.core.ShapedArray:
-        out = jax.eval_shape(compute, *operands)
-        return jax.core.ShapedArray(out.shape, out.dtype)
+    def type_of(*operands: Any) -> jax.core.ShapedArray:
+        out = jax.eval_shape(compute, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands))
+        # On the operands' mesh, and inside `shard_map` varying as they do, both alike.
+        like = next((a for a in operands if not a.sharding.mesh.empty), operands[0])
+        whole = NamedSharding(like.sharding.mesh, PartitionSpec(*[None] * len(out.shape)))
+        return like.update(shape=out.shape, dtype=out.dtype, sharding=whole, weak_type=False)
 
-    primitive.def_abstract_eval(shape_of)
-    primitive.def_impl(jax.jit(primitive.bind))
+    jitted = jax.jit(primitive.bind)
+
+    def compiled(*operands: Array) -> Array:
+        # A primitive has no other way to run, and `bind` would come back here.
+        with jax.disable_jit(False):
+            return jitted(*operands)
+
+    primitive.def_abstract_eval(type_of)
+    primitive.def_impl(compiled)
     batching.primitive_batchers[primitive] = batch
     mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
     return primitive

@@ -56,4 +56,4 @@ class Diagonal(Pattern):
         return index, index, index
 
     def _act(self, taps: Array, x: Array) -> Array:
-        return taps * x
+        return taps[(*[None] * (x.ndim - 1), ...)] * x

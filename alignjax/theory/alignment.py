@@ -127,7 +127,7 @@ def printed_update(
     r = values.shape[1]
     rate = as_real(learning_rate, "learning_rate", ndim=0)
     product = jnp.prod(values, axis=0)
-    return values + rate * product * (target[:r] - inputs[:r] * product)
+    return values + (rate * product * (target[:r] - inputs[:r] * product))[None]
 
 
 def learning_rate_bound(spectra: Spectra, singular_values: Float[Array, "d r"]) -> Float[Array, ""]:
@@ -220,7 +220,7 @@ def printed_learning_rate_bound(
     target, inputs = _matched(spectra)
     values = _values(singular_values, target.shape[0])
     r = values.shape[1]
-    bound = _divide(values**2 * inputs[:r], target[:r] ** 2, jnp.inf)
+    bound = _divide(values**2 * inputs[None, :r], target[None, :r] ** 2, jnp.inf)
     return jnp.log(2.0).astype(bound.dtype) / values.shape[0] * bound.min(initial=jnp.inf)
 
 
@@ -431,13 +431,13 @@ def _extreme_curvatures(spectra: Spectra, values: Array) -> tuple[Array, Array]:
     """The least negative and the largest eigenvalue of the Hessian at an aligned minimum."""
     s, inputs, target, widths = _diagonals(spectra, values)
     (d, size), r = s.shape, values.shape[1]
-    exists = jnp.arange(size) < jnp.asarray(widths)[:, None]
+    exists = jnp.arange(size)[None] < jnp.asarray(widths)[:, None]
     # What layers above and below a layer do to a perturbation of it.
     one = jnp.ones_like(s[:1])
-    up = exists[-1] * jnp.concatenate([jnp.cumprod(s[:0:-1], axis=0)[::-1], one])
-    down = exists[0] * jnp.concatenate([one, jnp.cumprod(s[:-1], axis=0)])
+    up = exists[-1:] * jnp.concatenate([jnp.cumprod(s[:0:-1], axis=0)[::-1], one])
+    down = exists[:1] * jnp.concatenate([one, jnp.cumprod(s[:-1], axis=0)])
     # A perturbation at (a, b) of the product, by all layers.
-    low, high = jnp.zeros((), s.dtype), jnp.max(matmul((up**2).T, down**2) * inputs)
+    low, high = jnp.zeros((), s.dtype), jnp.max(matmul((up**2).T, down**2) * inputs[None])
     modes = min(widths[0], widths[-1])
     if d == 1 or modes <= r:
         return low, high
@@ -450,7 +450,7 @@ def _extreme_curvatures(spectra: Spectra, values: Array) -> tuple[Array, Array]:
     # The first axis is the lower of two layers, the second the upper one.
     layer = jnp.arange(d)
     passes = jnp.concatenate([one, s[:-1] * exists[1:-1]])
-    lies_between = (layer > layer[:, None] + 1)[..., None]
+    lies_between = (layer[None] > layer[:, None] + 1)[..., None]
     between = exists[1:, None] * jnp.cumprod(jnp.where(lies_between, passes, 1), axis=1)
     # Entry (j, c) of the upper layer and (c, j) of the lower one meet in the residual at j,
     # with the roles exchanged in that at c.
@@ -559,7 +559,7 @@ def minimum_norm_factorization(
         jnp.zeros((k, r), P.dtype).at[jnp.arange(r), jnp.arange(r)].set(1.0) for k in widths[1:-1]
     ]
     bases = [vt[:r].T, *inner, u[:, :r]]
-    return tuple(matmul(out * root, into.T) for into, out in pairwise(bases))
+    return tuple(matmul(out * root[None], into.T) for into, out in pairwise(bases))
 
 
 def one_dimensional_start(

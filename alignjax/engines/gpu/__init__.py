@@ -35,9 +35,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from alignjax._meshes import tied
 from alignjax.engines.gpu import library
 from alignjax.engines.gpu.plan import Plan, applies, make_plan
-from alignjax.linalg import tied
 from alignjax.problems import MomentProblem
 
 __all__ = ["applies", "descend", "proves_itself", "reason_for_absence", "takes_part"]

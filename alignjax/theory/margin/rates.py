@@ -205,7 +205,8 @@ def predicted_angle(times: Float[Array, "..."], late: LateTimes, depth: int) -> 
     Source: not in Ji & Telgarsky 2019, Theorem 2, which proves that it tends to 0.
     """
     x = _scaled_norm(times, late, depth)
-    across = late.offset + (depth - 1) * late.lag / x[..., None]
+    like = (*[None] * x.ndim, ...)
+    across = late.offset[like] + (depth - 1) * late.lag[like] / x[..., None]
     return jnp.arctan(late.margin * jnp.linalg.norm(across, axis=-1) / x)
 
 

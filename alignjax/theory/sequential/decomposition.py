@@ -129,7 +129,7 @@ def _decompose(
     # U turns with V, but not in directions that no target reaches.
     reached = sigma > 0
     r = sigma.shape[0]
-    turn_U = jnp.where(reached[:, None] & reached, turn[:r, :r], jnp.eye(r, dtype=turn.dtype))
+    turn_U = jnp.where(reached[:, None] & reached[None], turn[:r, :r], jnp.eye(r, dtype=turn.dtype))
     U = U.at[:, :r].set(matmul(U[:, :r], turn_U))
     return U, V, sigma, matmul(matmul(V.T, inputs), V)
 
@@ -141,11 +141,11 @@ def _diagonalize_clusters(matrix: Array, cluster: Array) -> Array:
     each is diagonalized to the roundoff of its own size times the number of such blocks.
     """
     size = matrix.shape[0]
-    mates = cluster[:, None] == cluster
+    mates = cluster[:, None] == cluster[None]
     blocks = jnp.where(mates, matrix, 0.0)
     # The largest sum of a row bounds the norm, and no square underflows.
     bound = jax.ops.segment_max(jnp.abs(blocks).sum(1), cluster, size)[cluster]
-    blocks = blocks / jnp.where(bound > 0, bound, 1.0)
+    blocks = blocks / jnp.where(bound > 0, bound, 1.0)[None]
     several = jax.ops.segment_sum(jnp.ones_like(cluster), cluster, size) > 1
     shift = jnp.where(several, jnp.cumsum(several) - 1, several.sum())[cluster]
     order = jnp.argsort(shift, stable=True)
@@ -188,7 +188,7 @@ def unperturbed(problem: MomentProblem) -> MomentProblem:
         raise TypeError(f"problem must have the squared loss, got {describe(problem)}")
     moments = checked_moments(problem, "unperturbed")
     _, V, _, moved = _decompose(moments, "full", "unperturbed")
-    inputs = matmul(V * jnp.diagonal(moved), V.T)
+    inputs = matmul(V * jnp.diagonal(moved)[None], V.T)
     plain = from_moments(0.5 * (inputs + inputs.T), moments.cross_moment, problem.target_energy)
     return replace(plain, basis=problem.basis)
 
@@ -234,9 +234,9 @@ def commutation_gap(
     data = checked_moments(moments, "commutation_gap").of_unit_size()
     _, V, sigma, moved = _decompose(data, "thin", "commutation_gap")
     counted = sigma > 0
-    B = _off_diagonal(jnp.where(counted[:, None] & counted, moved, 0.0))
+    B = _off_diagonal(jnp.where(counted[:, None] & counted[None], moved, 0.0))
     if chosen == "full":
-        V = jnp.where(counted, V, 0.0)
+        V = jnp.where(counted[None], V, 0.0)
         # What V couples to is known by its Gram matrix, of which a triangular root is enough.
         beyond = matmul(data.input_moment, V)
         beyond = beyond - matmul(V, matmul(V.T, beyond))

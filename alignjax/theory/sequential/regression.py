@@ -64,14 +64,14 @@ def _spectral_parts(inputs: Array, cross: Array) -> tuple[Array, ...]:
     values, vectors = jnp.linalg.eigh(inputs)
     keep = above(values, relative_roundoff(values.dtype, *inputs.shape))
     root = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, values, 1.0)), 0.0)
-    left, sizes, _ = jnp.linalg.svd(matmul(cross, vectors) * root, full_matrices=False)
+    left, sizes, _ = jnp.linalg.svd(matmul(cross, vectors) * root[None], full_matrices=False)
     return vectors, root, left, sizes, keep.all()
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _fit(inputs: Array, cross: Array, rank: int) -> Array:
     vectors, root, left, _, _ = _spectral_parts(inputs, cross)
-    least_squares = matmul(matmul(cross, vectors) * root**2, vectors.T)
+    least_squares = matmul(matmul(cross, vectors) * root[None] ** 2, vectors.T)
     if rank >= left.shape[1]:
         return least_squares
     first = left[:, :rank]
@@ -88,7 +88,7 @@ def _fit_jvp(rank: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     vectors, root, left, sizes, full = _spectral_parts(inputs, cross)
 
     def solve(rows: Array) -> Array:
-        return matmul(matmul(rows, vectors) * root**2, vectors.T)
+        return matmul(matmul(rows, vectors) * root[None] ** 2, vectors.T)
 
     least_squares = solve(cross)
     d_inputs = 0.5 * (d_inputs + d_inputs.T)

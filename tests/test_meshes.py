@@ -1,0 +1,141 @@
+"""Descents and the flow on meshes of several devices, whatever the types of their axes.
+
+JAX says how many devices there are when it starts, so all cases run in one process of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+
+import alignjax
+
+ROOT = Path(alignjax.__file__).parents[1]
+
+PROGRAM = """
+    import contextlib, json
+    import jax
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+    import alignjax as aj
+
+    X = np.array([[1.0, 0.2], [-0.3, 0.8], [0.5, -1.1], [0.7, 0.4]])
+    problem = aj.regression(X, X[::-1])
+    start = (X[:2], X[2:])
+    pair = aj.classification(np.abs(X), np.ones(4, int), "exponential")
+    small = (X[:2] / 8, X[2:3])
+    reduced = aj.reduce(aj.factorization(np.diag([1.0, 0.6])), (np.eye(2), np.eye(2) / 2))
+
+    def momentum(rate, **batches):
+        # What an observation closes over lies on the mesh too, and batches differ by the run.
+        optimizer = optax.sgd(rate, momentum=0.9)
+        look = lambda w: {"risk": rate * aj.risk(problem, w)}
+        return aj.optimizer_descent(problem, start, optimizer, steps=3, observe=look, **batches)
+
+    def batched(rate):
+        key = jax.random.fold_in(jax.random.key(0), (1e3 * rate).astype(jnp.int32))
+        return momentum(rate, batch_size=2, key=key)
+
+    def flow(scale):
+        scaled = (scale * small[0], small[1])
+        return aj.gradient_flow(
+            pair, scaled, times=[0.0, 0.1], log_time=True, solver="explicit", rtol=1e-4
+        )
+
+    CALLS = {
+        "gradient_descent": lambda rate: aj.gradient_descent(problem, start, rate, steps=3),
+        "gradient_descent by XLA": lambda rate: aj.gradient_descent(
+            problem, (rate * start[0], start[1]), 0.1, steps=3, until=1e-3, engine="xla"
+        ),
+        "gradient_descent of taps": lambda rate: aj.gradient_descent(
+            problem, (rate * X[0], X[1]), rate, steps=2, structure=aj.structures.Circulant(2)
+        ),
+        "optimizer_descent": momentum,
+        "optimizer_descent by batches": batched,
+        "adaptive_descent": lambda constant: aj.adaptive_descent(
+            pair, small, steps=3, rule="margin", constant=constant
+        ),
+        "reduced_descent": lambda rate: aj.reduced_descent(reduced, rate, steps=9),
+        "reduced_descent by XLA": lambda rate: aj.reduced_descent(
+            reduced, rate, steps=2, engine="xla"
+        ),
+        "gradient_flow": flow,
+    }
+    rates = jnp.linspace(0.01, 0.1, 4)
+    expected = {name: jax.eval_shape(jax.vmap(call), rates) for name, call in CALLS.items()}
+
+    def mesh(shape, kind):
+        names = ("runs", "more")[: len(shape)]
+        return jax.make_mesh(shape, names, axis_types=(kind,) * len(shape))
+
+    def difference(name, got):
+        plain = jax.jit(jax.vmap(CALLS[name]))(rates)
+        pairs = zip(jax.tree.leaves(got), jax.tree.leaves(plain), strict=True)
+        return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+
+    seen = {}
+    # Values are compared where results come from kernels, batches and a loop of XLA's.
+    RUN = ("gradient_descent", "gradient_descent of taps", "optimizer_descent by batches")
+    for kind in (AxisType.Explicit, AxisType.Auto):
+        for shape in ((4,), (2, 2)):
+            for is_set in (False, True):
+                if kind == AxisType.Auto and (shape == (4,)) == is_set:
+                    continue  # automatic axes never were a matter
+                where = mesh(shape, kind)
+                axes = PartitionSpec(where.axis_names)
+                lying = jax.device_put(rates, NamedSharding(where, axes))
+                with jax.set_mesh(where) if is_set else contextlib.nullcontext():
+                    for name, call in CALLS.items():
+                        case = f"{kind.name} {shape} {is_set} {name}"
+                        run = jax.vmap(call)
+                        try:
+                            # Of most cases the types tell all.
+                            first = shape == (4,) and kind == AxisType.Explicit and not is_set
+                            if first and name in RUN:
+                                got = jax.jit(run)(lying)
+                                sharded = got.status.sharding.spec == axes
+                                seen[case] = difference(name, got) if sharded else "gathered"
+                            else:
+                                types = jax.tree.leaves(jax.eval_shape(run, lying))
+                                wanted = jax.tree.leaves(expected[name])
+                                same = [t.shape == w.shape for t, w in zip(types, wanted)]
+                                seen[case] = 0.0 if all(same) else "shapes"
+                        except Exception as error:
+                            seen[case] = f"{type(error).__name__}: {error}"[:300]
+    # A gradient through a run, and a run of which nothing lies on the mesh that is set.
+    where = mesh((4,), AxisType.Explicit)
+    lying = jax.device_put(rates, NamedSharding(where, PartitionSpec("runs")))
+    loss = lambda rates: jax.vmap(CALLS["gradient_descent"])(rates).weights[0].sum()
+    slopes = jax.jit(jax.grad(loss))
+    seen["gradient"] = float(np.abs(np.asarray(slopes(lying)) - np.asarray(slopes(rates))).max())
+    with jax.set_mesh(where):
+        got = jax.vmap(CALLS["gradient_descent"])(rates)
+        seen["set alone"] = difference("gradient_descent", got)
+    print(json.dumps(seen))
+"""
+
+
+def test_descents_and_the_flow_run_on_meshes_with_explicit_and_automatic_axes():
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": str(ROOT),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    seen = json.loads(run.stdout.splitlines()[-1])
+    assert len(seen) == (4 + 2) * 9 + 2
+    wrong = {case: found for case, found in seen.items() if not (found == 0 or found < 1e-13)}
+    assert not wrong
