@@ -121,7 +121,7 @@ def clock(begin: Begun | None, taken: Array, stopped_at: Array, rate: Array) -> 
     else:
         # The rate may be another one than before, and one a layer where it was one for all.
         before = begin.time.astype(rate.dtype)
-        rate = jnp.broadcast_to(rate, jnp.broadcast_shapes(rate.shape, before.shape))
+        rate, before = jnp.broadcast_arrays(rate, before)
         since = (steps - begin.taken).astype(rate.dtype)
         times = before[None] + since.reshape(-1, *[1] * rate.ndim) * rate[None]
     return times[:-1], times[-1]

@@ -10,7 +10,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-
 import alignjax
 
 ROOT = Path(alignjax.__file__).parents[1]
