@@ -189,6 +189,11 @@ CALLS = {
     "metrics.singular_vector_alignment": lambda s: aj.metrics.singular_vector_alignment(s.weights),
     "metrics.spectral_ratio": lambda s: aj.metrics.spectral_ratio(s.weights),
     "metrics.strong_invariance": lambda s: aj.metrics.strong_invariance(s.weights, s.weights),
+    "metrics.sharpness_and_residual": lambda s: aj.metrics.sharpness_and_residual(
+        s.problem, s.weights
+    ),
+    "optimizers.muon": lambda s: aj.optimizers.muon(0.1).init(s.weights),
+    "optimizers.transposed": lambda s: aj.optimizers.transposed(optax.sgd(0.1)).init(s.weights),
     "structures.Basis": structured(S.Basis(np.stack([M, np.eye(2)]))),
     "structures.Circulant": structured(S.Circulant(2)),
     "structures.Conv2d": structured(S.Conv2d((1, 2), (1, 1))),
@@ -228,6 +233,12 @@ CALLS = {
         s.certificate, jnp.stack([s.vector] * 2), s.rate
     ),
     "theory.alignment.printed_element_bound": lambda s: th.alignment.printed_element_bound(4, 2),
+    "theory.alignment.printed_learning_rate_bound": lambda s: (
+        th.alignment.printed_learning_rate_bound(s.certificate, jnp.stack([s.vector] * 2))
+    ),
+    "theory.alignment.safe_learning_rate": lambda s: th.alignment.safe_learning_rate(
+        s.certificate, jnp.stack([s.vector] * 2)
+    ),
     "theory.alignment.printed_update": lambda s: th.alignment.printed_update(
         s.certificate, jnp.stack([s.vector] * 2), s.rate
     ),

@@ -190,7 +190,7 @@ def _largest_squares(target: Array, inputs: Array, values: Array) -> Array:
     d, r = values.shape
     squares = values**2
     room = power(_goal(target[:r], inputs[:r]), 2.0 / d) - squares.min(axis=0)
-    return squares + jnp.maximum(room, 0.0)
+    return squares + jnp.maximum(room, 0.0)[None]
 
 
 def printed_learning_rate_bound(
