@@ -308,19 +308,19 @@ def _flow_limit(spectra: Spectra, singular_values: Any) -> tuple[Array, Array]:
     moves, goal = inputs > 0, _goal(target, inputs)
     _refuse_doubtful_ties(values, moves & (goal > 0), target)
     squares = values**2
-    gaps = squares - squares.min(axis=0)
+    gaps = squares - squares.min(axis=0, keepdims=True)
     # Of the shift above the smallest square: prod of sqrt(gaps + shift) grows with it, and the
     # balanced value is an upper end of the bracket.
     low, high = jnp.zeros_like(goal), power(goal, 2.0 / d)
     for _ in range(2 * jnp.finfo(values.dtype).nmant):
         middle = 0.5 * (low + high)
-        below = jnp.prod(jnp.sqrt(gaps + middle), axis=0) < goal
+        below = jnp.prod(jnp.sqrt(gaps + middle[None]), axis=0) < goal
         low, high = jnp.where(below, middle, low), jnp.where(below, high, middle)
     # A product of signs, where that of the values could underflow.
     towards = jnp.prod(jnp.sign(values), axis=0) * target
     stuck = ((gaps == 0).sum(axis=0) > 1) & (towards <= 0)
-    limit = jnp.sqrt(gaps + jnp.where(stuck, 0.0, high))
-    return jnp.where(moves, limit, jnp.abs(values)), moves & stuck & (goal > 0)
+    limit = jnp.sqrt(gaps + jnp.where(stuck, 0.0, high)[None])
+    return jnp.where(moves[None], limit, jnp.abs(values)), moves & stuck & (goal > 0)
 
 
 def _refuse_doubtful_ties(values: Array, has_goal: Array, target: Array) -> None:
