@@ -252,7 +252,9 @@ def as_learning_rate(learning_rate: Any, depth: int) -> jax.Array:
             f"shape {rate.shape}; to run many rates at once use jax.vmap over this function"
         )
     # Inside jit a number becomes traced as soon as it is an array of JAX's.
-    if is_concrete(raw) and not bool(((raw >= 0) & np.isfinite(raw)).all()):
+    # Compared by NumPy: a number of Python's beside an array of JAX's would be sent to its device.
+    known = np.asarray(jax.device_get(raw)) if is_concrete(raw) else None
+    if known is not None and not bool(((known >= 0) & np.isfinite(known)).all()):
         raise ValueError(f"learning_rate must be finite and at least 0, got {learning_rate}")
     return rate
 

@@ -360,3 +360,11 @@ UNCOMPILED = [name for name in CALLS if name != "theory.alignment.aligned_interp
 def test_every_public_call_runs_without_jit():
     with jax.disable_jit():
         assert not refused(UNCOMPILED)
+
+
+def test_descents_of_device_arrays_send_nothing_unasked():
+    s = given()
+    with jax.transfer_guard("disallow"):
+        aj.gradient_descent(s.problem, s.weights, s.rate, steps=2)
+        aj.reduced_descent(s.reduced, s.rate, steps=2)
+        aj.optimizer_descent(s.problem, s.weights, optax.sgd(0.1), steps=2)
