@@ -68,23 +68,28 @@ def alive(references):
 @pytest.mark.parametrize("inside", INSIDE)
 @pytest.mark.parametrize("door", DOORS)
 def test_what_observe_closes_over_goes_with_it(door, inside):
-    observe, references = closure()
-    run = INSIDE[inside](DOORS[door], observe)
-    assert alive(references) == [True, True]
-    del observe, run
-    assert alive(references) == [False, False]
+    def run():
+        observe, references = closure()
+        INSIDE[inside](DOORS[door], observe)
+        assert alive(references) == [True, True]
+        return references
+
+    # In a frame of its own: who looks at a frame's variables (an import may) keeps them with it.
+    assert alive(run()) == [False, False]
 
 
 def test_what_observe_closes_over_goes_after_a_sweep():
-    observe, references = closure()
-    data = aj.sweep(
-        lambda rate: {"seen": descend(observe, rate).observations},
-        {"rate": [0.1, 0.2]},
-        progress=False,
-    )
-    assert data.seen.shape == (2, 2)
-    observe = None
-    assert alive(references) == [False, False]
+    def run():
+        observe, references = closure()
+        data = aj.sweep(
+            lambda rate: {"seen": descend(observe, rate).observations},
+            {"rate": [0.1, 0.2]},
+            progress=False,
+        )
+        assert data.seen.shape == (2, 2)
+        return references
+
+    assert alive(run()) == [False, False]
 
 
 def test_what_an_optimizer_closes_over_goes_with_it():
