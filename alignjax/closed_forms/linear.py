@@ -187,7 +187,7 @@ def _decompose(start: Array, moment: Array, cross: Array) -> tuple[Array, Array,
     spectrum, basis = without_derivative(jnp.linalg.eigh(moment), _SECOND_ORDER)
     seen = above(spectrum, relative_roundoff(moment.dtype, *moment.shape))
     # Where there is no input there is no target: what roundoff left there would grow like t.
-    pull = matmul(cross, basis) * seen[None]
+    pull = matmul(cross, basis) * seen[None].astype(cross.dtype)
     return jnp.where(seen, spectrum, 0.0), basis, matmul(start, basis), pull
 
 

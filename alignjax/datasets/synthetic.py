@@ -283,4 +283,4 @@ def _separable_samples(
     with jax.default_matmul_precision("highest"):
         across = across - jnp.outer(across @ direction, direction)
     signed = distances[:, None] * direction[None] + across
-    return SeparablePair(labels[:, None] * signed, labels, direction, margin)
+    return SeparablePair(labels[:, None].astype(signed.dtype) * signed, labels, direction, margin)

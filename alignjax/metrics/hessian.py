@@ -12,7 +12,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from alignjax._meshes import tied
+from alignjax._meshes import on_automatic_axes, tied
 from alignjax._validation import as_count, as_key, as_raw, as_real, is_concrete
 from alignjax.linalg import matmul
 from alignjax.metrics._norms import norm, ratio, to_unit_norm
@@ -149,7 +149,7 @@ def _found(problem: Any, weights: Any, key: Any, tolerance: Any, max_iterations:
     # Threefry by name: the default may be a generator that draws other numbers in a batch.
     key = jax.random.key(0, impl="threefry2x32") if key is None else as_key(key)
     allowed = _as_tolerance(tolerance, layers[0].dtype)
-    return _top_eigenvalue(problem, layers, key, allowed, max_iterations)
+    return _top_eigenvalue(problem, layers, key, allowed, max_iterations=max_iterations)
 
 
 def _as_tolerance(tolerance: Any, dtype: Any) -> Array:
@@ -162,6 +162,7 @@ def _as_tolerance(tolerance: Any, dtype: Any) -> Array:
 
 
 # Compiled once for all problems and weights of the same shapes.
+@on_automatic_axes
 @partial(jax.jit, static_argnames="max_iterations")
 def _top_eigenvalue(
     problem: Problem, layers: tuple[Array, ...], key: Array, allowed: Array, max_iterations: int

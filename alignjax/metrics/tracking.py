@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from alignjax._meshes import tied
+from alignjax._meshes import on_automatic_axes, tied
 from alignjax._validation import as_callable, as_count, as_raw, describe
 from alignjax.linalg import matmul
 from alignjax.metrics._norms import norm, ratio, to_unit_norm, unit
@@ -158,7 +158,9 @@ class SpectralTracker:
                 )
             fresh = _random_unit(calls, index, matrix)
             start = to_unit_norm(vector.astype(matrix.dtype) + FRESH_SHARE * fresh)
-            ratios[path], vectors[path] = _spectral_ratio(matrix, start, iterations)
+            ratios[path], vectors[path] = _spectral_ratio(
+                matrix, start, iterations=iterations
+            )
         return ratios, SpectralTracker(vectors, calls)
 
 
@@ -192,7 +194,8 @@ def _random_unit(calls: Array, index: int, matrix: Array) -> Array:
     return tied(to_unit_norm(vector), matrix)
 
 
-def _spectral_ratio(matrix: Array, start: Array, iterations: int) -> tuple[Array, Array]:
+@on_automatic_axes
+def _spectral_ratio(matrix: Array, start: Array, *, iterations: int) -> tuple[Array, Array]:
     """The ratio of one matrix after power iterations from a unit vector, and the vector after."""
     scaled = unit(matrix)
     fixed = jax.lax.stop_gradient(scaled)

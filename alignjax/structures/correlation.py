@@ -24,7 +24,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from alignjax._meshes import tied
+from alignjax._meshes import on_automatic_axes, tied
 
 __all__ = ["correlate", "correlate_taps"]
 
@@ -88,6 +88,7 @@ def _sum_over_taps(w: Array, x: Array) -> Array:
     return lax.fori_loop(0, a, row_of_taps, start)
 
 
+@on_automatic_axes
 def _convolve_each_lane(w: Array, x: Array) -> Array:
     if w.shape[1] * w.shape[2] > FEW_TAPS:
         return _sum_over_taps(w, x)

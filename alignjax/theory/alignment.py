@@ -431,7 +431,7 @@ def _extreme_curvatures(spectra: Spectra, values: Array) -> tuple[Array, Array]:
     """The least negative and the largest eigenvalue of the Hessian at an aligned minimum."""
     s, inputs, target, widths = _diagonals(spectra, values)
     (d, size), r = s.shape, values.shape[1]
-    exists = jnp.arange(size)[None] < jnp.asarray(widths)[:, None]
+    exists = (jnp.arange(size)[None] < jnp.asarray(widths)[:, None]).astype(s.dtype)
     # What layers above and below a layer do to a perturbation of it.
     one = jnp.ones_like(s[:1])
     up = exists[-1:] * jnp.concatenate([jnp.cumprod(s[:0:-1], axis=0)[::-1], one])
