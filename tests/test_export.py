@@ -13,6 +13,7 @@ from jax import export
 
 import alignjax as aj
 from alignjax.engines import library
+from tests import emulated
 
 needs_kernels = pytest.mark.skipif(
     library.reason_for_absence() is not None, reason=str(library.reason_for_absence())
@@ -88,3 +89,39 @@ np.savez("found", *jax.tree.leaves(exported.call(np.array([0.1, 0.2]))))
     with np.load(tmp_path / "found.npz") as found:
         for name, expected in zip(found.files, jax.tree.leaves(run(RATES)), strict=True):
             np.testing.assert_array_equal(found[name], expected)
+
+
+def test_kernels_for_gpus_are_registered_on_import_and_start_no_backend():
+    program = """
+import sys
+from pathlib import Path
+import jax
+registered = []
+register = jax.ffi.register_ffi_target
+def note(name, function, platform, **more):
+    registered.append((name, platform))
+    register(name, function, platform=platform, **more)
+jax.ffi.register_ffi_target = note
+there = Path.exists
+Path.exists = lambda path: path.name == "_gpu_kernels.so" or there(path)
+import ctypes
+load = ctypes.CDLL
+here = lambda name, *more: sys.argv[1] if name.endswith("_gpu_kernels.so") else name
+ctypes.CDLL = lambda name, *more: load(here(name), *more)
+import alignjax
+from alignjax.engines.gpu import library
+from jax._src import xla_bridge
+assert not xla_bridge._backends, "the import started a backend"
+library.register_here()
+assert library.register(library.FILE, "CUDA") is library.register(library.FILE, "CUDA")
+assert registered.count((library.TARGET, "CUDA")) == 1, registered
+assert alignjax.engines.available()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, emulated.load()._name],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -117,6 +117,53 @@ PROGRAM = """
     with jax.set_mesh(where):
         got = jax.vmap(CALLS["gradient_descent"])(rates)
         seen["set alone"] = difference("gradient_descent", got)
+    # What is observed of a batch by itself, on a mesh with explicit axes.
+    S = aj.structures
+    signals = np.ones((2, 4))
+    OBSERVED = {
+        "sharpness": lambda rate: aj.metrics.sharpness(problem, (rate * start[0], start[1])),
+        "tracker": lambda rate: tracked((rate * start[0], start[1])),
+        "Circulant": lambda rate: S.Circulant(4).apply(rate * X[:2].ravel(), signals),
+        "Toeplitz": lambda rate: S.Toeplitz(4).apply(rate * X.ravel()[:7], signals),
+        "Conv2d": lambda rate: S.Conv2d((2, 2), (1, 3)).apply(rate * X.ravel()[:3], signals),
+    }
+
+    def tracked(weights):
+        # Vectors of one call go into the next: a loop's carry.
+        tracker = aj.metrics.SpectralTracker.init(weights)
+        again = lambda tracker, _: tracker.update(weights)[::-1]
+        return jax.lax.scan(again, tracker, None, length=2)[1]
+
+    for name, call in OBSERVED.items():
+        CALLS[name] = call
+        for is_set in (False, True):
+            with jax.set_mesh(where) if is_set else contextlib.nullcontext():
+                case = f"batch of {name} {is_set}"
+                try:
+                    got = jax.jit(jax.vmap(call))(lying)
+                except Exception as error:
+                    seen[case] = f"{type(error).__name__}: {error}"[:300]
+                    continue
+            seen[case] = difference(name, got)
+
+    # Inside `shard_map`, which checks by default what varies along which axis: all in one program.
+    def optimized(optimizer):
+        return lambda rate: aj.optimizer_descent(problem, start, optimizer(rate), steps=3).weights
+
+    INSIDE = OBSERVED | {
+        "sgd": optimized(optax.sgd),
+        "momentum": lambda rate: momentum(rate).weights,
+        "adam": optimized(optax.adam),
+        "minibatches": lambda rate: batched(rate).weights,
+    }
+
+    def inside(rate):
+        return {name: call(rate) for name, call in INSIDE.items()}
+
+    spec, CALLS["inside"] = PartitionSpec("runs"), inside
+    plain = mesh((4,), AxisType.Auto)
+    mapped = jax.shard_map(jax.vmap(inside), mesh=plain, in_specs=spec, out_specs=spec)
+    seen["shard_map"] = difference("inside", jax.jit(mapped)(rates))
     print(json.dumps(seen))
 """
 
@@ -135,6 +182,6 @@ def test_descents_and_the_flow_run_on_meshes_with_explicit_and_automatic_axes():
     )
     assert run.returncode == 0, run.stderr
     seen = json.loads(run.stdout.splitlines()[-1])
-    assert len(seen) == (4 + 2) * 9 + 2
+    assert len(seen) == (4 + 2) * 9 + 2 + 5 * 2 + 1
     wrong = {case: found for case, found in seen.items() if not (found == 0 or found < 1e-13)}
     assert not wrong

@@ -19,6 +19,7 @@ from typing import Any
 from jaxtyping import Array
 
 from alignjax.engines import fused, library, xla
+from alignjax.engines.gpu import library as gpu_library
 from alignjax.problems import ByOutputs, Problem
 from alignjax.structures import Structure
 
@@ -28,6 +29,7 @@ _NAMES = ("xla", *fused.KERNELS)
 
 # Here, so that an exported program finds them in a process that does no more than import alignjax.
 library.register()
+gpu_library.register_here()
 
 
 def available() -> tuple[str, ...]:
@@ -71,7 +73,9 @@ def export_checks() -> list[Any]:
     """
     from jax import export
 
-    return [export.DisabledSafetyCheck.custom_call(target) for target in library.TARGETS]
+    # Also those not compiled here: a program may be exported for machines that have them.
+    targets = (*library.TARGETS, gpu_library.TARGET)
+    return [export.DisabledSafetyCheck.custom_call(target) for target in targets]
 
 
 def resolve(

@@ -1,7 +1,11 @@
-"""The compiled kernels for GPUs: found, loaded and registered when they are first asked for."""
+"""The compiled kernels for GPUs: found, loaded and registered when alignjax is imported.
+
+So early for the reason that those for CPUs are; whether there is a card is asked later.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from functools import cache
 from pathlib import Path
@@ -10,7 +14,7 @@ import jax
 
 from alignjax.engines.library import OLD_XLA, xla_interface
 
-__all__ = ["FILE", "TARGET", "reason_for_absence", "register"]
+__all__ = ["FILE", "TARGET", "reason_for_absence", "register", "register_here"]
 
 FILE = Path(__file__).with_name("_gpu_kernels.so")
 """Where the package's build puts them."""
@@ -21,9 +25,20 @@ TARGET = "alignjax_gpu_advance"
 _INTERFACE = 1  # of csrc/gpu/ffi.cc: an editable installation may have an older library
 
 
+def register_here() -> None:
+    """Load the kernels and make them known to XLA, if they are here; never an error.
+
+    It starts no backend: JAX keeps what is registered for a platform until one starts, if ever.
+    """
+    if FILE.exists():
+        # What they object to is told by `reason_for_absence`.
+        with contextlib.suppress(Exception):
+            register(FILE, "CUDA")
+
+
 @cache
 def reason_for_absence() -> str | None:
-    """Why there are no compiled kernels here, or None; loads them on the first call."""
+    """Why there are no compiled kernels here, or None; asks for a card on the first call."""
     if not FILE.exists():
         return (
             "the package was installed without its kernels for GPUs: they need CUDA's compiler, "
@@ -38,8 +53,9 @@ def reason_for_absence() -> str | None:
     return None if objection is None else f"CUDA finds no card for them: {objection.decode()}"
 
 
+@cache
 def register(file: Path, platform: str) -> ctypes.CDLL:
-    """Load a library of these kernels and tell XLA that they are the ones of a platform.
+    """Load a library of these kernels and tell XLA that they are the ones of a platform; once.
 
     Raises:
         OSError: if it cannot be loaded.
