@@ -122,17 +122,19 @@ PROGRAM = """
     signals = np.ones((2, 4))
     OBSERVED = {
         "sharpness": lambda rate: aj.metrics.sharpness(problem, (rate * start[0], start[1])),
-        "tracker": lambda rate: tracked((rate * start[0], start[1])),
+        "tracker": lambda rate: tracked((rate * start[0], start[1]), 1),
         "Circulant": lambda rate: S.Circulant(4).apply(rate * X[:2].ravel(), signals),
         "Toeplitz": lambda rate: S.Toeplitz(4).apply(rate * X.ravel()[:7], signals),
-        "Conv2d": lambda rate: S.Conv2d((2, 2), (1, 3)).apply(rate * X.ravel()[:3], signals),
+        "Conv2d": lambda rate: S.Conv2d((1, 4), (1, 3)).apply(rate * X.ravel()[:3], signals),
     }
 
-    def tracked(weights):
-        # Vectors of one call go into the next: a loop's carry.
+    def tracked(weights, calls):
         tracker = aj.metrics.SpectralTracker.init(weights)
+        if calls == 1:
+            return tracker.update(weights)[0]
+        # Vectors of one call go into the next: a loop's carry.
         again = lambda tracker, _: tracker.update(weights)[::-1]
-        return jax.lax.scan(again, tracker, None, length=2)[1]
+        return jax.lax.scan(again, tracker, None, length=calls)[1]
 
     for name, call in OBSERVED.items():
         CALLS[name] = call
@@ -151,6 +153,7 @@ PROGRAM = """
         return lambda rate: aj.optimizer_descent(problem, start, optimizer(rate), steps=3).weights
 
     INSIDE = OBSERVED | {
+        "tracker in a loop": lambda rate: tracked((rate * start[0], start[1]), 2),
         "sgd": optimized(optax.sgd),
         "momentum": lambda rate: momentum(rate).weights,
         "adam": optimized(optax.adam),

@@ -1,5 +1,6 @@
 """Every public call under each of JAX's switches."""
 
+import contextlib
 import inspect
 from types import SimpleNamespace
 
@@ -47,7 +48,11 @@ def given():
 def sweep(s):
     pytest.importorskip("xarray")
     return aj.sweep(
-        lambda rate: {"twice": 2 * rate}, {"rate": np.array([0.1, 0.2])}, progress=False
+        lambda rate: {
+            "sharpness": aj.metrics.sharpness(s.problem, (rate * s.M, s.M.T)),
+        },
+        {"rate": np.array([0.1, 0.2])},
+        progress=False,
     )
 
 
@@ -348,8 +353,20 @@ def refused(names):
     return wrong
 
 
-def test_every_public_call_runs_where_ranks_are_not_promoted():
-    with jax.numpy_rank_promotion("raise"):
+# Not `debug_infs`: an infinite time and a bound of nothing are right answers.
+TOGETHER = (
+    lambda: jax.numpy_rank_promotion("raise"),
+    lambda: jax.numpy_dtype_promotion("strict"),
+    lambda: jax.default_prng_impl("rbg"),
+    lambda: jax.debug_nans(True),
+)
+
+
+def test_every_public_call_runs_under_strict_promotion_other_keys_and_a_watch_for_nan():
+    """All of these switches at once: each only forbids, or changes what numbers are drawn."""
+    with contextlib.ExitStack() as switches:
+        for switch in TOGETHER:
+            switches.enter_context(switch())
         assert not refused(CALLS)
 
 
@@ -360,6 +377,27 @@ UNCOMPILED = [name for name in CALLS if name != "theory.alignment.aligned_interp
 def test_every_public_call_runs_without_jit():
     with jax.disable_jit():
         assert not refused(UNCOMPILED)
+
+
+def test_no_tracer_leaks():
+    """From loops, from derivatives of them, and from a batch made of them."""
+    with jax.checking_leaks():  # slow: every program is looked through
+        assert not refused(["gradient_descent", "optimizer_descent", "sweep"])
+
+
+def test_a_sweep_that_measures_sharpness_draws_the_same_by_other_generators():
+    s = given()
+    plain = sweep(s)
+    with jax.default_prng_impl("rbg"):
+        other = sweep(s)
+    np.testing.assert_allclose(other["sharpness"], plain["sharpness"], rtol=1e-12)
+
+
+def test_a_watch_for_nan_finds_none_in_a_run_that_diverges():
+    s = given()
+    with jax.debug_nans(True):
+        run = aj.gradient_descent(s.problem, s.weights, 1e3, steps=50)
+    assert run.status.item() == aj.Status.DIVERGED
 
 
 def test_descents_of_device_arrays_send_nothing_unasked():

@@ -158,9 +158,7 @@ class SpectralTracker:
                 )
             fresh = _random_unit(calls, index, matrix)
             start = to_unit_norm(vector.astype(matrix.dtype) + FRESH_SHARE * fresh)
-            ratios[path], vectors[path] = _spectral_ratio(
-                matrix, start, iterations=iterations
-            )
+            ratios[path], vectors[path] = _spectral_ratio(matrix, start, iterations=iterations)
         return ratios, SpectralTracker(vectors, calls)
 
 
