@@ -187,6 +187,30 @@ def test_small_cross_moments_are_told_right(dtype, sizes):
             assert found.verdict == verdict, size
 
 
+@pytest.mark.parametrize(("dtype", "sizes"), [(np.float64, (-8, -11)), (np.float32, (-3,))])
+@pytest.mark.parametrize("energies", [(90.0, 60.0, 30.0), (60.0, 60.0, 60.0)])
+def test_networks_are_reduced_whose_cross_moments_are_small(energies, dtype, sizes):
+    rng = np.random.default_rng(0)
+    X = np.linalg.qr(rng.standard_normal((30, 3)))[0] * np.sqrt(energies)
+    rest = rng.standard_normal((30, 2))
+    basis = np.linalg.qr(X)[0]
+    rest -= basis @ (basis.T @ rest)
+    v, u = (np.linalg.qr(rng.standard_normal((k, k)))[0] for k in (3, 2))
+    for size in sizes:
+        targets = rest + 10.0**size * (X[:, :2] * [1.0, 0.5]) @ u
+        problem = aj.regression((X @ v).astype(dtype), targets.astype(dtype))
+        right = 10.0**size * np.array([1.0, 0.5]) * energies[:2] / 30
+        for s in ([[0.5, 0.5]] * 3, [[0.5, 0.7], [0.6, 0.3], [0.9, 0.4]]):
+            layers = np.array(s, dtype)
+            start = aj.initializers.aligned(jax.random.key(0), problem, (3, 4, 3, 2), layers)
+            found = aj.reduce(problem, start)
+            np.testing.assert_allclose(found.target_spectrum, right, rtol=1e-2)
+        # Layers in other bases are refused, however small the moment is.
+        turn = np.linalg.qr(rng.standard_normal((3, 3)))[0].astype(dtype)
+        with pytest.raises(aj.NotAlignedError):
+            aj.reduce(problem, (start[0] @ turn, *start[1:]))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_target_spectra_descend_and_their_zeros_are_exact(dtype):
     for seed in range(20):

@@ -64,14 +64,23 @@ class ArcFinder:
         symmetric: matrices ``(k_0, k_0)`` that the first basis makes diagonal.
         link: a matrix ``(k_d, k_0)`` that the last and the first basis make diagonal.
         single: whether the numbers are only good to float32.
+        blur: how many times more roundoff ``link`` holds than a matrix of its norm would.
     """
 
     def __init__(
-        self, layers: list[Host], symmetric: list[Host], link: Host, *, single: bool
+        self,
+        layers: list[Host],
+        symmetric: list[Host],
+        link: Host,
+        *,
+        single: bool,
+        blur: float = 1.0,
     ) -> None:
         """Scale everything to unit norm and find the first basis."""
         self.layers = [_scaled(w) for w in layers]
         self.link = _scaled(link)
+        self.blur = blur
+        self.single = single
         self.tie = 1e-5 if single else 1e-10
         self.dead = 1e-5 if single else 1e-11
         self.widths = [layers[0].shape[1], *(w.shape[0] for w in layers)]
@@ -79,8 +88,8 @@ class ArcFinder:
         self.columns: list[list[Host]] = []  # per arc, its direction at each vertex it meets
         self.clusters: list[list[int]] = []
         both = self.link.T @ reduce(lambda done, w: w @ done, self.layers)
-        known = [*symmetric, *self._told_apart(0), _if_known(both + both.T)]
-        self._give_birth(0, np.eye(self.widths[0]), known)
+        blurred = [polar_part(link), *self._linked(0), _if_known(both + both.T)]
+        self._give_birth(0, np.eye(self.widths[0]), [*symmetric, *self._told_apart(0)], blurred)
 
     def bases(self) -> list[Host]:
         """Full orthogonal bases ``P_0, ..., P_d``, arcs of equal index following each other."""
@@ -95,17 +104,29 @@ class ArcFinder:
         for layer in self.layers[vertex:]:
             product = layer @ product
             out.append(polar_part(_if_known(product)))
-        return [*out, polar_part(_if_known(self.link.T @ product))]
+        return out
 
-    def _give_birth(self, vertex: int, space: Host, known: list[Host]) -> None:
-        """New arcs that span ``space``, told apart by the matrices ``known``."""
+    def _linked(self, vertex: int) -> list[Host]:
+        """What the link and all later layers together make of directions at a vertex."""
+        product = reduce(lambda done, w: w @ done, self.layers[vertex:], np.eye(self.widths[vertex]))
+        return [polar_part(_if_known(self.link.T @ product))]
+
+    def _give_birth(
+        self, vertex: int, space: Host, known: list[Host], blurred: list[Host]
+    ) -> None:
+        """New arcs that span ``space``, told apart by ``known`` and by what comes of the link."""
         if space.shape[1] == 0:
             return
-        seen = [space.T @ _scaled(m) @ space for m in known]
+        seen = [space.T @ _scaled(m) @ space for m in [*known, *blurred]]
         # The diagonalization scales what it is given, so roundoff must not reach it.
         seen = [m if np.linalg.norm(m) > self.dead else np.zeros_like(m) for m in seen]
-        basis = joint_diagonalize(seen)
+        # Each in units of its roundoff: that of a small link would turn the bases of all others.
+        units = np.array([1.0] * len(known) + [self.blur] * len(blurred))
+        basis = joint_diagonalize(seen, sizes=units * [np.linalg.norm(m) for m in seen])
         values = np.stack([np.einsum("ja,jk,ka->a", basis, m, basis) for m in seen])
+        # Values that differ by no more than roundoff tie.
+        eps = np.finfo(np.float32 if self.single else np.float64).eps
+        values /= np.maximum(1.0, 100 * eps * units / self.tie)[:, None]
         first = len(self.start)
         for column in (space @ basis).T:
             self.start.append(vertex)
@@ -149,7 +170,7 @@ class ArcFinder:
         for index, arc in enumerate(arcs):
             self.columns[arc].append(basis[:, index])
         born = basis[:, len(arcs) :]
-        self._give_birth(vertex, born, self._told_apart(vertex))
+        self._give_birth(vertex, born, self._told_apart(vertex), self._linked(vertex))
 
     def _sorted(self, images: dict[int, Host]) -> tuple[list[int], Host]:
         arcs = sorted(images, key=lambda a: -float(np.linalg.norm(images[a])))

@@ -96,10 +96,12 @@ def chain_bases(
         if tolerance is None
         else as_tolerance(tolerance, "tolerance", "reduce")
     )
-    link, symmetric = data.known_link, data.symmetric
-    if not link.any():  # what is left of a Sigma_yx of roundoff tells nothing apart
-        symmetric = symmetric[:1] if data.values is None else symmetric
-    bases = ArcFinder(layers, symmetric, link, single=single).bases()
+    # A Sigma_yx that is all roundoff tells nothing apart.
+    link, symmetric, blur = data.known_link, data.symmetric, 1.0
+    if data.values is None:
+        symmetric = symmetric[:1]
+        blur = max(1.0, data.cross_size / (float(np.linalg.norm(link)) or np.inf))
+    bases = ArcFinder(layers, symmetric, link, single=single, blur=blur).bases()
     bases = _order_and_sign(bases, layers, data)
     defect, where = _defect(bases, layers, data, limit)
     if not defect <= limit:
