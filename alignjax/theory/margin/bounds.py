@@ -208,10 +208,14 @@ def support_spread(X: Float[Array, "n k_0"], labels: Any, found: MaximumMargin) 
 
     Source: Ji & Telgarsky 2019, Lemma 3.
     """
-    points, basis, unit = across_direction(X, labels, found, "support_spread")
-    if not len(basis):
+    across = across_direction(X, labels, found, "support_spread")
+    if not len(across.basis):
         return float("inf")
-    return unit * _distance_to_boundary(points[found.support])
+    points = across.points[found.support]
+    # A hull that is flat has all of itself for a boundary.
+    if across.rank(points - points[0]) < len(across.basis):
+        return 0.0
+    return across.unit * _distance_to_boundary(points)
 
 
 def _distance_to_boundary(points: np.ndarray) -> float:
@@ -222,9 +226,6 @@ def _distance_to_boundary(points: np.ndarray) -> float:
     from scipy.spatial import ConvexHull
 
     count, dimension = points.shape
-    # a hull that is flat has all of itself for a boundary
-    if np.linalg.matrix_rank(points - points[0], tol=1e-10) < dimension:
-        return 0.0
     if dimension == 1:
         return float(max(min(points.max(), -points.min()), 0.0))
     if count == dimension + 1:

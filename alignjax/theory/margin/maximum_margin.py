@@ -7,12 +7,13 @@ hull of the ``z_i``; the maximum margin is the hull's distance from 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from alignjax._roundoff import above, relative_roundoff
 from alignjax._validation import as_raw, as_real, describe, require_concrete
 
 __all__ = ["MaximumMargin", "NotSeparableError", "UndecidedError", "max_margin"]
@@ -20,7 +21,6 @@ __all__ = ["MaximumMargin", "NotSeparableError", "UndecidedError", "max_margin"]
 Host = np.ndarray
 
 _TOLERANCE = 1e-12  # of a convex combination that counts as 0, in units of its samples' lengths
-_RANK = 1e-10  # of a singular value that counts as 0, in units of the largest entry
 _CUT = 64  # violated samples that join the working set at once
 
 
@@ -152,7 +152,22 @@ def check_signs(labels: Any, samples: int) -> Host:
     return signs.astype(np.float64)
 
 
-def across_direction(X: Any, labels: Any, found: Any, purpose: str) -> tuple[Host, Host, float]:
+class Across(NamedTuple):
+    """What :func:`across_direction` returns."""
+
+    points: Host
+    basis: Host
+    unit: float
+    floor: float
+
+    def rank(self, points: Host) -> int:
+        """The dimensions that some of the points span, beyond roundoff."""
+        if not points.size:
+            return 0
+        return int(above(np.linalg.svd(points, compute_uv=False), self.floor, 1.0).sum())
+
+
+def across_direction(X: Any, labels: Any, found: Any, purpose: str) -> Across:
     """The ``y_i x_i`` less their part along the direction of ``found``, in their own span.
 
     Args:
@@ -162,8 +177,9 @@ def across_direction(X: Any, labels: Any, found: Any, purpose: str) -> tuple[Hos
         purpose: the function that messages name.
 
     Returns:
-        ``(points (n, r), basis (r, k_0), unit)`` in float64: coordinates in an orthonormal basis
-        of their span, over the unit, so that squares neither over- nor underflow.
+        ``(points (n, r), basis (r, k_0), unit, floor)`` in float64: coordinates in an orthonormal
+        basis of their span, over the unit, so that squares neither over- nor underflow, and the
+        singular value that the roundoff of the data may have.
 
     Raises:
         TypeError: if anything is traced, or ``found`` is no :class:`MaximumMargin`.
@@ -172,7 +188,8 @@ def across_direction(X: Any, labels: Any, found: Any, purpose: str) -> tuple[Hos
     require_concrete((X, labels), "X or labels", purpose)
     if not isinstance(found, MaximumMargin):
         raise TypeError(f"found must come from max_margin, got {describe(found)}")
-    inputs = np.asarray(as_real(X, "X", ndim=2), np.float64)
+    given = as_real(X, "X", ndim=2)
+    inputs = np.asarray(given, np.float64)
     z = inputs * check_signs(labels, len(inputs))[:, None]
     u = np.asarray(found.direction, np.float64)
     if u.shape != (z.shape[1],) or len(found.dual) != len(z):
@@ -185,8 +202,12 @@ def across_direction(X: Any, labels: Any, found: Any, purpose: str) -> tuple[Hos
     z = z / size
     across = z - np.outer(z @ u, u)
     _, values, rows = np.linalg.svd(across, full_matrices=False)
-    basis = rows[values > _RANK * np.sqrt(len(z))]
-    return across @ basis.T, basis, size
+    # Of the samples and the direction, both rounded; what is left across it may be much smaller.
+    coarse = max(given.dtype, found.direction.dtype, key=lambda dtype: jnp.finfo(dtype).eps)
+    share = relative_roundoff(coarse, *z.shape)
+    floor = share * float(np.linalg.norm(z, 2))
+    basis = rows[above(values, floor, 1.0)]
+    return Across(across @ basis.T, basis, size, floor)
 
 
 def _least_distance(z: Host) -> tuple[Host, Host]:

@@ -101,9 +101,10 @@ def late_times(X: Float[Array, "n k_0"], labels: Any, found: MaximumMargin) -> L
         >>> late.offset.round(4).tolist(), round(late.level, 4)
         ([0.0, 0.231], 0.9449)
     """
-    everything, basis, unit = across_direction(X, labels, found, "late_times")
+    across = across_direction(X, labels, found, "late_times")
+    everything, basis, unit, _ = across
     points = everything[found.support]
-    if np.linalg.matrix_rank(points, tol=1e-10) < len(basis):
+    if across.rank(points) < len(basis):
         raise ValueError(
             f"the support vectors of found span less than the samples (Assumption 3): "
             f"{len(points)} of them, for {len(basis)} dimensions across the direction; the limit "
