@@ -108,12 +108,12 @@ class ArcFinder:
 
     def _linked(self, vertex: int) -> list[Host]:
         """What the link and all later layers together make of directions at a vertex."""
-        product = reduce(lambda done, w: w @ done, self.layers[vertex:], np.eye(self.widths[vertex]))
+        product = reduce(
+            lambda done, w: w @ done, self.layers[vertex:], np.eye(self.widths[vertex])
+        )
         return [polar_part(_if_known(self.link.T @ product))]
 
-    def _give_birth(
-        self, vertex: int, space: Host, known: list[Host], blurred: list[Host]
-    ) -> None:
+    def _give_birth(self, vertex: int, space: Host, known: list[Host], blurred: list[Host]) -> None:
         """New arcs that span ``space``, told apart by ``known`` and by what comes of the link."""
         if space.shape[1] == 0:
             return

@@ -80,11 +80,14 @@ def outer_alignment(
         raise ValueError(
             f"inputs must have at least as many samples as columns, got shape {X.shape}"
         )
-    if is_concrete(X) and np.linalg.matrix_rank(np.asarray(X, np.float64)) < X.shape[1]:
-        raise ValueError(
-            f"inputs must be of full rank, or they leave the map to the targets open: got rank "
-            f"{np.linalg.matrix_rank(np.asarray(X, np.float64))} of {X.shape[1]}"
-        )
+    if is_concrete(X):
+        share = relative_roundoff(X.dtype, *X.shape)
+        rank = int(np.linalg.matrix_rank(np.asarray(X, np.float64), rtol=share))
+        if rank < X.shape[1]:
+            raise ValueError(
+                f"inputs must be of full rank, or they leave the map to the targets open: got rank "
+                f"{rank} of {X.shape[1]}"
+            )
     matrix = jnp.linalg.lstsq(X, Y)[0].T
     return alignment((layers[0].T, matrix, layers[-1].T))
 
