@@ -11,7 +11,7 @@ import alignjax as aj
 from alignjax import closed_forms
 from alignjax._roundoff import above, cleared, power, relative_roundoff, ties
 from alignjax.theory import alignment as theory
-from alignjax.theory import sequential
+from alignjax.theory import margin, sequential, subspaces
 
 DTYPES = [np.float64, np.float32]
 # lambda and lambda', modes in the order of a certificate
@@ -232,6 +232,48 @@ def test_roots_are_taken_of_real_singular_values_only(dtype):
     np.testing.assert_allclose(energy, right, rtol=20 * eps)
     slope = jax.grad(lambda m: theory.minimum_norm(m, 3))(jnp.ones((2, 2), dtype))
     np.testing.assert_allclose(slope, 2 ** (2 / 3) / 2, rtol=20 * eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_margins_count_the_dimensions_of_the_data_only(dtype):
+    tolerance = 100 * np.finfo(dtype).eps
+    flat = np.array([[1.0, 2.0], [1.0, -1.0], [3.0, 0.5], [4.0, -2.0]])
+    for seed in range(4):
+        plane = np.linalg.qr(np.random.default_rng(seed).standard_normal((5, 2)))[0].T
+        once = (flat @ plane).astype(dtype)
+        # Each once, each twice, and in inverse units of a thousand.
+        for X, unit in ((once, 1.0), (np.concatenate([once, once]), 1.0), (1000 * once, 1000.0)):
+            labels = np.ones(len(X))
+            found = margin.max_margin(X, labels)
+            late = margin.late_times(X, labels, found)
+            # argmin e^{-2v} + e^v across the direction, and its minimum
+            right = np.log(2) / 3 * plane[1] / unit
+            np.testing.assert_allclose(late.offset, right, atol=tolerance / unit)
+            np.testing.assert_allclose(late.level, 0.375 * 2 ** (1 / 3), rtol=tolerance)
+            spread = margin.support_spread(X, labels, found)
+            np.testing.assert_allclose(spread, unit, rtol=tolerance)
+        # One line: nothing lies across it.
+        line = (np.array([[1.0], [2.0], [2.0]]) @ plane[:1]).astype(dtype)
+        found = margin.max_margin(line, np.ones(3))
+        assert margin.support_spread(line, np.ones(3), found) == np.inf
+        assert not np.asarray(margin.late_times(line, np.ones(3), found).offset).any()
+        # A dimension that the support vectors do not reach is told.
+        more = np.concatenate([flat, [[5.0, 1.0]]])
+        wide = np.linalg.qr(np.random.default_rng(seed).standard_normal((5, 3)))[0].T
+        X = (np.c_[more, [0, 0, 0, 0, 1.0]] @ wide).astype(dtype)
+        found = margin.max_margin(X, np.ones(5))
+        assert margin.support_spread(X, np.ones(5), found) == 0
+        with pytest.raises(ValueError, match="Assumption 3"):
+            margin.late_times(X, np.ones(5), found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inputs_of_lower_rank_are_refused_in_their_precision(dtype):
+    rng = np.random.default_rng(0)
+    X = (rng.standard_normal((20, 2)) @ rng.standard_normal((2, 3))).astype(dtype)
+    layers = (np.eye(3, dtype=dtype), np.eye(3, dtype=dtype))
+    with pytest.raises(ValueError, match="rank 2 of 3"):
+        subspaces.outer_alignment(layers, X, X)
 
 
 def steps_of_modes(s, target, inputs, rate, steps):

@@ -137,7 +137,12 @@ def _least_sum(points: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
         if decrease <= 1e-28:
             break
         size = 1.0
-        while log_sum(v + size * step) > value - 0.25 * size * decrease and size > 1e-8:
+        # A descent this small is lost in the value's roundoff; full steps converge from here.
+        while (
+            decrease > 1e-12
+            and log_sum(v + size * step) > value - 0.25 * size * decrease
+            and size > 1e-8
+        ):
             size /= 2
         v = v + size * step
         value = log_sum(v)
