@@ -31,13 +31,6 @@ def optimize(*, problem=PROBLEM, weights=WEIGHTS, optimizer=ADAM, steps=3, **opt
     return aj.optimizer_descent(problem, weights, optimizer, steps=steps, **options)
 
 
-class Unhashable:
-    __hash__ = None
-
-    def __call__(self, weights):
-        return weights
-
-
 def moments(inputs=None, cross=None, energy=9.0):
     inputs = np.eye(3) if inputs is None else inputs
     return aj.from_moments(inputs, np.ones((2, 3)) if cross is None else cross, energy)
