@@ -65,8 +65,9 @@ class Reduced:
             ``(r, r)`` of the measurements' diagonals.
         full_input_spectrum: all ``k_0`` diagonal entries of ``V^T Sigma_xx V``; for sensing the
             Gram matrix again.
-        full_target_spectrum: all ``min(k_0, k_d)`` diagonal entries of ``U^T Sigma_yx V``; for
-            sensing those of ``target_spectrum`` again.
+        full_target_spectrum: all ``min(k_0, k_d)`` diagonal entries of ``U^T Sigma_yx V``,
+            descending up to roundoff between two neighbouring widths; for sensing those of
+            ``target_spectrum`` again.
         minimizer: the products ``p`` of least risk and least norm, shape ``(r,)``.
         minimum_risk: the least risk that the ``r`` modes can reach.
         frozen: per layer the diagonal entries beyond ``r``, which no gradient moves.

@@ -58,6 +58,29 @@ def test_ten_thousand_steps_agree_with_full_matrices(widths):
     np.testing.assert_allclose(full.time, short.time, rtol=1e-14)
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("widths", [(8, 2, 6), (6, 3, 8), (7, 2, 4, 6)])
+def test_dropped_modes_have_an_order_of_their_own(widths, seed):
+    rng = np.random.default_rng(seed)
+    problem, start = network(seed, widths)
+    reduced = aj.reduce(problem, start)
+    # The same data and layers in other coordinates of inputs and outputs.
+    out, into = rotation(rng, widths[-1]), rotation(rng, widths[0])
+    turned = aj.from_moments(
+        into @ problem.input_moment @ into.T, out @ problem.cross_moment @ into.T, 20.0
+    )
+    moved = (start[0] @ into.T, *start[1:-1], out @ start[-1])
+    again = aj.reduce(turned, moved)
+    for name in ("full_target_spectrum", "full_input_spectrum"):
+        count = min(widths[0], widths[-1])
+        first, second = (getattr(r, name)[:count] for r in (reduced, again))
+        np.testing.assert_allclose(first, second, atol=1e-12)
+    cuts = sorted({0, *widths})
+    for low, high in pairwise(cuts[: cuts.index(count) + 1]):
+        assert (np.diff(reduced.full_target_spectrum[low:high]) <= 0).all()
+    assert_layers_agree(aj.expand(again, again.singular_values), moved, 1e-13)
+
+
 def test_expand_inverts_reduce():
     problem, start = network(1, (5, 7, 3, 4))
     reduced = aj.reduce(problem, start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,9 @@ def chain_bases(
     Looks for orthogonal ``P_0, ..., P_d`` with ``P_i^T W_i P_{i-1}`` diagonal for every layer,
     ``P_d^T Sigma_yx P_0`` and ``P_0^T Sigma_xx P_0`` diagonal as far as the first ``r = min k_i``
     rows and columns go, which is all that training meets. Singular values may repeat, vanish, be
-    negative and come in any order. Modes are sorted by descending target; singular values of all
-    layers but the last are made nonnegative, and so is the target.
+    negative and come in any order. Modes are sorted by descending target, and so are, among
+    themselves, those dropped between two neighbouring widths. Singular values of all layers but the
+    last are made nonnegative, and so is the target.
 
     Args:
         problem: a moment problem or a sensing problem.
@@ -128,12 +130,16 @@ def _doubt(layers: Sequence[Host]) -> str:
 
 
 def _order_and_sign(bases: list[Host], layers: list[Host], data: ProblemMatrices) -> list[Host]:
-    r = min(b.shape[0] for b in bases)
     bases = [b.copy() for b in bases]
     target, inputs = diagonal_spectra(bases[-1], bases[0], data)
-    order = mode_order(np.abs(target[:r]), inputs[:r])
-    for basis in bases:
-        basis[:, :r] = basis[:, :r][:, order]
+    # Columns between two neighbouring widths stand in the same bases, so they can change places.
+    # Those that no layer meets are sorted too, or their order would hang on roundoff.
+    widths = {0, *(len(b) for b in bases)}
+    for low, high in pairwise(sorted(w for w in widths if w <= len(target))):
+        order = low + mode_order(np.abs(target[low:high]), inputs[low:high])
+        for basis in bases:
+            if len(basis) >= high:
+                basis[:, low:high] = basis[:, order]
     for i, layer in enumerate(layers[:-1]):
         _flip(bases[i + 1], np.diagonal(bases[i + 1].T @ layer @ bases[i]))
     target, _ = diagonal_spectra(bases[-1], bases[0], data)
