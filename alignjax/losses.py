@@ -32,6 +32,9 @@ Targets = Literal["signs", "classes", "values"]
 class Loss:
     """A loss ``l(z, y)`` of one sample, and what is known about it.
 
+    JAX keeps the functions of a loss that it has differentiated for the life of the process, and
+    with them all that they close over: let them close over numbers, not over data.
+
     Attributes:
         value: ``(z (k_d,), y) -> scalar``.
         name: what messages and figures call it.
