@@ -1,7 +1,9 @@
 """Fixtures that several test files share. The settings of a run are in the root `conftest.py`."""
 
+import ctypes
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ CHEAP = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"  # set in the root c
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_for_one_file_only(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A file's programs, optimized where it asks for that; then forgotten: all take 5 GB."""
+    """A file's programs, optimized where it asks for that; then forgotten."""
     optimized = request.node.get_closest_marker("optimized") is not None
     with pytest.MonkeyPatch.context() as patch:
         if optimized:
@@ -25,6 +27,12 @@ def _compiled_for_one_file_only(request: pytest.FixtureRequest) -> Iterator[None
         jax.config.update("jax_disable_most_optimizations", CHEAP)
     jax.clear_caches()
     gc.collect()
+    gc.freeze()  # or a search for leaked tracers looks through what other files left, each time
+    if sys.platform == "linux":
+        # The C library keeps what compilers gave back: 5 GB a worker at the end, else.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 @pytest.fixture(scope="session")

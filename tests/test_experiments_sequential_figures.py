@@ -64,7 +64,8 @@ def test_pca_of_mnist_is_recovered_and_the_transposes_are_not_kept(tmp_path, mni
 def test_pca_says_which_images_stand_in_for_mnist(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.setattr(datasets, "mnist_or_digits", datasets.digits)
-    context = run(pca.pca, tmp_path)
+    # At this scale, and from its first start, a hidden direction first learns the tenth component.
+    context = run(pca.pca, tmp_path, "standard")
     assert "stand in for MNIST" in context.notes[0]
     assert refuted(context) == {"asymmetry"}
 

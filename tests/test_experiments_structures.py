@@ -16,7 +16,8 @@ import alignjax as aj
 from alignjax import datasets
 from alignjax.structures import Conv2d
 from benchmarks import structures as benchmark
-from experiments.alignment import _structured
+from experiments.alignment import _structured, figure_2b
+from experiments.context import Context
 from tests.audits import run
 
 # experiment: claims refuted, claims that quick scale does not measure
@@ -45,6 +46,16 @@ def test_claims_come_out_as_known_and_everything_is_written(name, tmp_path, mnis
         ]
         assert len(list(csv.DictReader(lines))) == table.rows > 0
     assert context.tables
+
+
+def test_the_loss_on_another_image_says_nothing_of_the_figure(tmp_path):
+    ended = figure_2b.Run(np.array([0, 9]), np.array([1.0, 5e-5]), *[np.zeros(2)] * 3, taps=())
+    verdicts = {}
+    for images in ("MNIST", "digits stand in for MNIST"):
+        context = Context("alignment/figure_2b", folder=tmp_path)
+        figure_2b._claim_loss(context, "raw taps", ended, images)
+        verdicts[images] = context.claims[0].verdict
+    assert list(verdicts.values()) == ["confirmed", "not measured"]
 
 
 @pytest.mark.parametrize("padding", ["zeros", "circular"])

@@ -21,7 +21,7 @@ HIDDEN = 9
 DELTA = 15.0
 # Where the closed form comes as near to P_k, delta tells component k from the next one.
 RESOLVED = 0.2
-# What is left at the end of the slowest rotation.
+# What is left of the first component left out at the end of the slowest rotation.
 CONVERGED = 1e-4
 
 
@@ -83,15 +83,20 @@ def settling_rate(kept: float, left: float) -> float:
     return (total - np.sqrt(total**2 - 4 * left * (kept - left))) / 2
 
 
-def train(problem: Any, starts: Any, rate: float, steps: int, saves: int) -> aj.Trajectory:
-    """Descent from a batch of starts, its layers seen at ``saves`` points; refuses to diverge."""
+def train(
+    problem: Any, starts: Any, rate: float, steps: int, saves: int, until: float | None = None
+) -> aj.Trajectory:
+    """Descent from a batch of starts, its layers seen at ``saves`` points; refuses to diverge.
+
+    With ``until`` a run rests at this risk.
+    """
     points = aj.log_steps(steps, saves)
     runs = jax.vmap(
         lambda start: aj.gradient_descent(
-            problem, start, rate, steps=steps, save_at=points, observe=keep
+            problem, start, rate, steps=steps, save_at=points, observe=keep, until=until
         )
     )(starts)
-    if np.any(runs.status):
+    if np.any(np.asarray(runs.status) == aj.Status.DIVERGED):
         raise RuntimeError("pca: a run diverged")
     return runs
 
@@ -110,20 +115,27 @@ def pca(context: Context) -> None:
     moment = rows.T @ rows / len(rows)
     problem = aj.from_moments(moment, moment, np.trace(moment))
     rate = 0.45 / spectrum[0]
-    learned = float(transition_steps(spectrum[HIDDEN - 1], spectrum[HIDDEN - 1], DELTA, rate))
-    settling = settling_rate(spectrum[HIDDEN - 1], spectrum[HIDDEN])
-    steps = round(1.3 * learned - np.log(CONVERGED) / (rate * settling))
+    leading = spectrum[:HIDDEN]
     saves = context.pick(quick=150, standard=300, full=300)
     keys = jax.random.split(context.key, context.pick(quick=1, standard=1, full=8))
     width = rows.shape[1]
     starts = jax.vmap(lambda key: symmetric_start(key, width, HIDDEN, DELTA))(keys)
-    runs = train(problem, starts, rate, steps, saves)
+    begin = effective_starts(starts[0], components)
+    transitions = np.asarray(transition_steps(leading, leading, -0.5 * np.log(begin), rate))
+    kept, left = spectrum[HIDDEN - 1], spectrum[HIDDEN]
+    # The last hidden direction may turn to the component left out first, a saddle that it leaves no
+    # faster than it settles. So the budget is that of three such turns, and a run rests when the
+    # share of the component left out has come down to CONVERGED.
+    steps = round(
+        1.3 * transitions.max() - 3 * np.log(CONVERGED) / (rate * settling_rate(kept, left))
+    )
+    rest = 0.5 * (spectrum[HIDDEN:].sum() + (kept - left) * CONVERGED**2)
+    runs = train(problem, starts, rate, steps, saves, until=rest)
     # In the directions of PCA itself, the one start for which W_1 = W_2^T can be kept.
     turn = jax.random.orthogonal(context.key, HIDDEN)
     inner = (np.exp(-DELTA) * turn @ components.T)[None]
+    learned = float(transition_steps(leading[-1], leading[-1], DELTA, rate))
     aligned = train(problem, (inner, inner.mT), rate, round(1.5 * learned), saves)
-    leading, begin = spectrum[:HIDDEN], effective_starts(starts[0], components)
-    deltas = -0.5 * np.log(begin)
     found = {
         "steps": np.asarray(runs.step[0]),
         "aligned steps": np.asarray(aligned.step[0]),
@@ -131,7 +143,7 @@ def pca(context: Context) -> None:
         "distances": distances(runs.observations, components),
         "asymmetry": _asymmetry(runs.observations),
         "aligned asymmetry": _asymmetry(aligned.observations),
-        "transitions": np.asarray(transition_steps(leading, leading, deltas, rate)),
+        "transitions": transitions,
         "predicted": np.array([predicted_distances(leading, start, DELTA) for start in begin]),
     }
     nearest = found["distances"].min(axis=1)
