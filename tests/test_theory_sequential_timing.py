@@ -62,13 +62,13 @@ def test_starts_close_to_their_height_or_far_below_any_keep_their_times(dtype):
 
 
 def test_a_start_that_rounding_lifts_to_its_height_is_refused():
-    # 1.3 e^{2e-9} stays above 1.3 in float64 only.
-    delta = float(0.5 * np.log(1.3) + 1e-9)
-    assert theory.transition_times(1.0, 1.3, delta) == pytest.approx(-10.015, abs=1e-3)
-    with pytest.raises(
-        ValueError, match=r"^delta must be so large .* in float32 too, got .* 1\.3,"
-    ):
-        theory.transition_times(np.float32(1.0), 1.3, delta)
+    # Float32 takes this delta for 40, and so the start for more than 28 of its roundings above.
+    delta = 40 + 1.7e-6
+    input = float(np.exp(2 * delta) * (1 - 1e-9))
+    expected = delta - 0.5 * np.log(input) + 0.5 * np.log(1e-9)
+    assert theory.transition_times(1.0, input, delta) == pytest.approx(expected, abs=1e-3)
+    with pytest.raises(ValueError, match=r"^delta must be so large .* in float32 too, got .* 40"):
+        theory.transition_times(np.float32(1.0), input, delta)
 
 
 def test_modes_without_target_or_height_are_never_learned():
