@@ -90,6 +90,21 @@ def power(values: A, exponent: float) -> A:
     return xp.where(known, xp.where(known, values, 1) ** exponent, 0).astype(values.dtype)
 
 
+def row_rank(rows: np.ndarray, dtype: Any) -> int:
+    """The rank of rows, each in units of its norm: a small row is not a dependent one.
+
+    Args:
+        rows: shape ``(m, n)``.
+        dtype: the precision that the rows had; not a float means that they are exact.
+    """
+    rows = np.asarray(rows, np.float64)
+    rows = rows / np.maximum(abs(rows).max(axis=1, keepdims=True), np.finfo(float).tiny)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    values = np.linalg.svd(rows / np.where(norms > 0, norms, 1.0), compute_uv=False)
+    known = dtype if jnp.issubdtype(dtype, jnp.floating) else np.float64
+    return int(above(values, relative_roundoff(known, *rows.shape)).sum())
+
+
 def cross_scale(input_moment: A, target_energy: Any) -> A:
     """``sqrt(tr Sigma_xx) sqrt(mean ||y||^2)``, the size that ``Sigma_yx`` is judged against."""
     xp = np if isinstance(input_moment, np.ndarray) else jnp

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from alignjax._meshes import on_automatic_axes, tied
-from alignjax._roundoff import above
+from alignjax._roundoff import above, relative_roundoff
 from alignjax._validation import as_count, as_learning_rate, as_real, describe
 from alignjax.bases import chain_bases
 from alignjax.bases.moments import ProblemMatrices, spectra
@@ -161,7 +161,8 @@ def _minimum(
     r = len(target)
     if data.values is not None:
         modes = np.stack([np.diagonal(bases[-1].T @ m @ bases[0])[:r] for m in data.cross])
-        best = np.linalg.lstsq(modes, data.values, rcond=None)[0]
+        share = relative_roundoff(data.dtype, *modes.shape)
+        best = np.linalg.lstsq(modes, data.values, rcond=share)[0]
         return best, 0.5 * float(np.mean((modes @ best - data.values) ** 2))
     inputs = spectrum[:r]
     positive = inputs > 0

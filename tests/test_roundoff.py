@@ -398,3 +398,28 @@ def test_the_rule_takes_numpy_and_traced_arrays():
     assert ties(np.zeros(0), share).tolist() == []
     # By the first of the group, not by chains.
     assert ties(np.array([1.0, 0.94, 0.88, 0.82]), 0.1).tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_spans_and_measurements_of_lower_rank_are_told_in_their_own_precision(dtype):
+    rng = np.random.default_rng(0)
+    # Two measurements of three modes, five times: the least risk is reached by many products.
+    u, v = (np.linalg.qr(rng.standard_normal((3, 3)))[0] for _ in range(2))
+    modes = rng.standard_normal((5, 2)) @ rng.standard_normal((2, 3))
+    values = (modes @ [1.0, 2.0, -1.0]).astype(dtype)
+    problem = aj.sensing(np.stack([(u * m) @ v.T for m in modes]).astype(dtype), values)
+    reduced = aj.reduce(problem, (v.T.astype(dtype), (u * 0.5).astype(dtype)))
+    least = np.linalg.pinv(modes, rcond=1e-10) @ values
+    np.testing.assert_allclose(
+        np.linalg.norm(reduced.minimizer), np.linalg.norm(least), rtol=1e3 * np.finfo(dtype).eps
+    )
+
+    first, second = rng.standard_normal((2, 3, 3)).astype(dtype)
+    dependent = np.stack([first, second, dtype(0.1) * first + dtype(0.3) * second])
+    with pytest.raises(ValueError, match="numerical rank 2"):
+        aj.structures.Basis(dependent)
+    assert theory.dimension_test(dependent, samples=3).dimensions == (2,)
+    # A small matrix is not a dependent one.
+    small = np.stack([first, dtype(1e-20) * second])
+    assert aj.structures.Basis(small).dim == 2
+    assert theory.dimension_test(small, samples=3).dimensions == (2,)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.lax.linalg import triangular_solve
 from jaxtyping import Array, Float
 
+from alignjax._roundoff import row_rank
 from alignjax._validation import as_raw, describe, require_concrete
 from alignjax.linalg import matmul
 from alignjax.structures.base import Coordinates, Structure
@@ -60,9 +61,10 @@ class Basis(Structure):
         coordinates: Coordinates = "orthonormal",
     ) -> None:
         """Check the arguments and freeze the structure."""
-        given = _as_matrices(matrices) + 0.0  # -0.0 is the same number
+        given, dtype = _as_matrices(matrices)
+        given = given + 0.0  # -0.0 is the same number
         vectors = given.reshape(given.shape[0], -1)
-        _require_independent(vectors)
+        _require_independent(vectors, dtype)
         q, r = np.linalg.qr(vectors.T)
         signs = np.where(np.diag(r) < 0, -1.0, 1.0)
         orthonormal = np.ascontiguousarray((q * signs).T).reshape(given.shape)
@@ -133,15 +135,16 @@ class Basis(Structure):
         return self._solve(c) if self.coordinates == "raw" else c
 
 
-def _as_matrices(matrices: Any) -> np.ndarray:
-    """A copy of the matrices in float64, shape ``(dim, k_out, k_in)``."""
+def _as_matrices(matrices: Any) -> tuple[np.ndarray, Any]:
+    """A copy of the matrices in float64, shape ``(dim, k_out, k_in)``, and the dtype they had."""
     require_concrete(matrices, "matrices", "Basis")
     if isinstance(matrices, Sequence) and not isinstance(matrices, (str, bytes)):
         matrices = [np.asarray(as_raw(m, f"matrices[{i}]")) for i, m in enumerate(matrices)]
         shapes = sorted({m.shape for m in matrices})
         if len(shapes) > 1:
             raise ValueError(f"matrices must have one shape, got {shapes}")
-    given = np.array(as_raw(matrices, "matrices"), np.float64, order="C")
+    raw = as_raw(matrices, "matrices")
+    given = np.array(raw, np.float64, order="C")
     if given.ndim != 3 or given.size == 0:
         raise ValueError(
             f"matrices must be one or more of one shape (k_out, k_in), an array (dim, k_out, "
@@ -149,13 +152,11 @@ def _as_matrices(matrices: Any) -> np.ndarray:
         )
     if not np.isfinite(given).all():
         raise ValueError("matrices must be finite, but hold NaN or infinity")
-    return given
+    return given, raw.dtype
 
 
-def _require_independent(vectors: np.ndarray) -> None:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    # Scaled to one norm first: a small matrix is not a dependent one.
-    rank = int(np.linalg.matrix_rank(vectors / np.where(norms > 0, norms, 1.0)))
+def _require_independent(vectors: np.ndarray, dtype: Any) -> None:
+    rank = row_rank(vectors, dtype)
     if rank < len(vectors):
         raise ValueError(
             f"matrices must be linearly independent, but the {len(vectors)} given have numerical "

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from alignjax._roundoff import above, relative_roundoff
+from alignjax._roundoff import above, relative_roundoff, row_rank
 from alignjax._validation import as_count, as_weights, is_concrete, require_concrete
 from alignjax.metrics import alignment
 from alignjax.structures import Structure
@@ -333,7 +333,7 @@ def _dimensions(structure: Any, width: Any, depth: Any) -> tuple[tuple[int, ...]
         else:
             bases = layer_bases(structure, None if one_each else 1)
             shapes = [basis.shape[1:] for basis in bases]
-            found = [int(np.linalg.matrix_rank(np.asarray(b).reshape(len(b), -1))) for b in bases]
+            found = [row_rank(np.reshape(b, (len(b), -1)), b.dtype) for b in bases]
         k = shapes[0][0]
         for shape in shapes:
             if shape != (k, k):
