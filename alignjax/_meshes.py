@@ -84,15 +84,15 @@ def arrays_in(value: Any) -> list[jax.Array]:
 
 def _with_arrays(value: Any, change: Callable[[jax.Array], jax.Array]) -> Any:
     """The same value with other arrays, in closures too; each part itself where nothing changes."""
-    seen: dict[int, Any] = {}
+    seen: dict[int, tuple[Any, Any]] = {}  # the part too, or a later one could have its address
 
     def again(part: Any) -> Any:
         if isinstance(part, jax.Array):
             return change(part)
         if id(part) not in seen:
-            seen[id(part)] = part  # also what a function that calls itself finds of itself
-            seen[id(part)] = _rebuilt(part, again)
-        return seen[id(part)]
+            seen[id(part)] = part, part  # also what a function that calls itself finds of itself
+            seen[id(part)] = part, _rebuilt(part, again)
+        return seen[id(part)][1]
 
     return again(value)
 

@@ -10,7 +10,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jax
+import numpy as np
+
 import alignjax
+from alignjax._meshes import _with_arrays
 
 ROOT = Path(alignjax.__file__).parents[1]
 
@@ -188,3 +192,25 @@ def test_descents_and_the_flow_run_on_meshes_with_explicit_and_automatic_axes():
     assert len(seen) == (4 + 2) * 9 + 2 + 5 * 2 + 1
     wrong = {case: found for case, found in seen.items() if not (found == 0 or found < 1e-13)}
     assert not wrong
+
+
+@jax.tree_util.register_pytree_node_class
+class Box:
+    """A pytree whose child is made anew at every look."""
+
+    def __init__(self, *items):
+        self.items = items
+
+    def tree_flatten(self):
+        return (list(self.items),), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children[0])
+
+
+def test_arrays_of_parts_that_are_made_anew_at_every_look_are_told_apart():
+    boxes = [Box(jax.numpy.float32(i)) for i in range(6)]
+    changed = _with_arrays((boxes, lambda: boxes), lambda array: array + 10)
+    for found in (changed[0], changed[1]()):
+        np.testing.assert_array_equal([box.items[0] for box in found], np.arange(6) + 10)
