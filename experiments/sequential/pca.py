@@ -289,7 +289,8 @@ def _draw(context: Context, found: dict[str, np.ndarray]) -> None:
             modes.plot(found["steps"], found["modes"][0, :, k], color=shades[k], lw=1.0)
             modes.plot(found["transitions"][0, k], 1.06, "v", ms=3, color=shades[k], clip_on=False)
         first, last = found["transitions"][0, [0, -1]]
-        modes.set(xscale="log", xlim=(0.5 * first, 4 * last), ylim=(0, 1.1))
+        end = max(4 * last, 3 * half_heights(found)[0].max())
+        modes.set(xscale="log", xlim=(0.5 * first, end), ylim=(0, 1.1))
         modes.set(xlabel="step", ylabel=r"$v_k^\top W\,v_k$", title="(a)")
         ranks = np.arange(1, HIDDEN + 1)
         nearest = np.median(found["distances"].min(axis=1), axis=0)
