@@ -114,9 +114,14 @@ def _logistic_log(z: Array, y: Array) -> Array:
     return jnp.where(large, -margin, jnp.log(jax.nn.softplus(-safe)))
 
 
+def _is_class(z: Array, y: Array) -> Array:
+    """Which output is that of the class, in the labels' own dtype."""
+    return jnp.arange(z.shape[0], dtype=jnp.result_type(y)) == y
+
+
 def _cross_entropy_excess(z: Array, y: Array) -> Array:
     """``log sum_{j != y} exp(z_j - z_y)``, so that the loss is the softplus of it."""
-    others = jnp.where(jnp.arange(z.shape[0]) == y, -jnp.inf, z - z[y])
+    others = jnp.where(_is_class(z, y), -jnp.inf, z - z[y])
     return jax.nn.logsumexp(others)
 
 
@@ -146,14 +151,15 @@ def _cross_entropy_log(z: Array, y: Array) -> Array:
 
 def _cross_entropy_derivative(z: Array, y: Array) -> Array:
     p = jax.nn.softmax(z)
-    others = jnp.where(jnp.arange(z.shape[0]) == y, 0.0, p)
+    own = _is_class(z, y)
+    others = jnp.where(own, 0.0, p)
     # 1 - p_y is the sum of the others: the difference would round to 0 for confident outputs.
-    return jnp.where(jnp.arange(z.shape[0]) == y, -others.sum(), p)
+    return jnp.where(own, -others.sum(), p)
 
 
 def _cross_entropy_log_slope(z: Array, y: Array) -> tuple[Array, Array]:
     excess = _cross_entropy_excess(z, y)
-    own = jnp.arange(z.shape[0]) == y
+    own = _is_class(z, y)
     others = jnp.exp(jnp.where(own, 0.0, z - z[y] - excess))
     return -jax.nn.softplus(-excess), jnp.where(own, -1.0, others)
 

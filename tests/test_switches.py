@@ -32,11 +32,14 @@ def given():
     s.problem = aj.regression(s.X, s.Y)
     s.square = aj.factorization(jnp.diag(s.spectrum))
     s.signs = aj.classification(s.X, s.labels, "exponential")
+    s.classes = aj.classification(s.X, jnp.arange(4) % 2, "cross_entropy")
     s.sensing = aj.sensing(s.X.reshape(2, 2, 2), s.vector)
     s.weights = (s.M, s.M.T)
     s.one_output = (s.M / 8, s.M[:1])
     s.diagonal = tuple(jnp.diag(s.vector) for _ in range(2))
     s.reduced = aj.reduce(s.square, s.diagonal)
+    narrow = (s.diagonal[0][:1], s.diagonal[1][:, :1])
+    s.bottleneck = aj.reduce(s.square, narrow)
     s.certificate = th.alignment.certify(s.square)
     s.spectra = (s.spectrum, s.ones)
     s.separable = jnp.asarray(SEPARABLE)
@@ -79,7 +82,9 @@ CALLS = {
     "expand": lambda s: aj.expand(s.reduced, s.reduced.singular_values),
     "factorization": lambda s: aj.factorization(s.M),
     "from_moments": lambda s: aj.from_moments(s.X.T @ s.X, s.Y.T @ s.X, 40.0),
-    "gradient": lambda s: aj.gradient(s.problem, s.weights),
+    "gradient": lambda s: [
+        aj.gradient(problem, s.weights) for problem in (s.problem, s.sensing, s.classes)
+    ],
     "gradient_descent": lambda s: (
         aj.gradient_descent(s.problem, s.weights, s.rate, steps=2),
         aj.gradient_descent(s.problem, s.weights, s.vector / 9, steps=1, until=0.1, engine="xla"),
@@ -247,8 +252,9 @@ CALLS = {
     "theory.alignment.printed_update": lambda s: th.alignment.printed_update(
         s.certificate, jnp.stack([s.vector] * 2), s.rate
     ),
-    "theory.alignment.stability_threshold": lambda s: th.alignment.stability_threshold(
-        s.certificate, depth=2
+    "theory.alignment.stability_threshold": lambda s: (
+        th.alignment.stability_threshold(s.certificate, depth=2),
+        th.alignment.stability_threshold(s.bottleneck),
     ),
     "theory.alignment.weak_condition": lambda s: th.alignment.weak_condition(s.square),
     "theory.margin.alignment_bound": lambda s: th.margin.alignment_bound(

@@ -451,12 +451,12 @@ def _extreme_curvatures(spectra: Spectra, values: Array) -> tuple[Array, Array]:
     layer = jnp.arange(d)
     passes = jnp.concatenate([one, s[:-1] * exists[1:-1]])
     lies_between = (layer[None] > layer[:, None] + 1)[..., None]
-    between = exists[1:, None] * jnp.cumprod(jnp.where(lies_between, passes, 1), axis=1)
+    between = exists[1:, None] * jnp.cumprod(jnp.where(lies_between, passes[None], 1), axis=1)
     # Entry (j, c) of the upper layer and (c, j) of the lower one meet in the residual at j,
     # with the roles exchanged in that at c.
-    at_j = missed[j] * up[:, j] * down[:, None, j] * between[..., c]
-    at_c = missed[c] * up[:, c] * down[:, None, c] * between[..., j]
-    is_pair = (layer > layer[:, None])[..., None, None]
+    reach = missed[None, None] * up[None] * down[:, None]
+    at_j, at_c = reach[..., j] * between[..., c], reach[..., c] * between[..., j]
+    is_pair = (layer[None] > layer[:, None])[..., None, None]
     at_j, at_c = jnp.where(is_pair, at_j, 0), jnp.where(is_pair, at_c, 0)
     coupling = jnp.moveaxis(at_j, (0, 1), (-1, -2)) + jnp.moveaxis(at_c, (0, 1), (-2, -1))
     own = inputs[c][..., None, None] * first[..., :, None] * first[..., None, :]
