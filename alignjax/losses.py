@@ -115,8 +115,10 @@ def _logistic_log(z: Array, y: Array) -> Array:
 
 
 def _is_class(z: Array, y: Array) -> Array:
-    """Which output is that of the class, in the labels' own dtype."""
-    return jnp.arange(z.shape[0], dtype=jnp.result_type(y)) == y
+    """Which output is that of the class."""
+    ids = jnp.arange(z.shape[0])
+    # Not the other way round: small integers, as labels often are, do not hold every id.
+    return ids == jnp.asarray(y, ids.dtype)
 
 
 def _cross_entropy_excess(z: Array, y: Array) -> Array:
