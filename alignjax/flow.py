@@ -74,7 +74,8 @@ def gradient_flow(
     largest time that a float can hold. It is for losses with an exponential tail, whose risk falls
     like ``1/t`` on separable data.
 
-    Runs under ``jit``, ``vmap`` over starts, times and problems, and reverse-mode ``grad``.
+    Runs under ``jit``, ``vmap`` over starts, times and problems, and reverse-mode ``grad``, but
+    not inside ``jax.shard_map``, where diffrax 0.7.2 raises.
 
     Args:
         problem: what is learned.
