@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import alignjax as aj
 from alignjax.sweeps import plan
 from alignjax.sweeps.dataset import MemoryTarget
+from alignjax.sweeps.execute import _in_precision
 from alignjax.sweeps.plan import block_shape
 from alignjax.sweeps.spec import Output, Spec
 from benchmarks import sweeps as benchmark
@@ -694,7 +695,7 @@ def test_after_an_error_nothing_more_is_begun(monkeypatch):
 
 @pytest.mark.parametrize("x64", [False, True])
 def test_the_precision_is_that_of_the_thread_that_asks(x64):
-    with jax.enable_x64(x64):
+    with _in_precision(x64):
         data = sweep(square, {"x": [1.0, 2.0]}, chunk=1)
     assert data.y.dtype == (np.float64 if x64 else np.float32)
     assert data.attrs["x64"] == str(x64)
