@@ -43,6 +43,7 @@ def on_automatic_axes(function: Callable[P, R]) -> Callable[P, R]:
         if mesh is None:
             return function(*args, **kwargs)
         moving = [array for array in captured if _mesh_of(array) == mesh]
+        args = _placed(args, given)
 
         def inside(args: Any, moved: list[jax.Array]) -> R:
             new = dict(zip(map(id, moving), moved, strict=True))
@@ -53,6 +54,19 @@ def on_automatic_axes(function: Callable[P, R]) -> Callable[P, R]:
         )(args, moving)
 
     return call
+
+
+def _placed(args: T, given: list[jax.Array]) -> T:
+    """Eager arguments, all on the mesh of one of them: without ``jit``, JAX moves none itself."""
+    lying = [array for array in given if not isinstance(array, jax.core.Tracer)]
+    shardings: list[Any] = [array.sharding for array in lying if not _mesh_of(array).empty]
+    if not shardings:
+        return args
+    whole = NamedSharding(shardings[0].mesh, PartitionSpec())
+    away = {id(array) for array in lying if _mesh_of(array).empty}
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf, whole) if id(leaf) in away else leaf, args
+    )
 
 
 def _mesh_of(array: jax.Array) -> Any:

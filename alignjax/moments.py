@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from alignjax._meshes import on_automatic_axes
 from alignjax._validation import as_count, as_dtype, as_real, describe, is_concrete
 from alignjax.linalg import matmul
 
@@ -72,6 +73,7 @@ class Moments:
         return inputs.astype(dtype), targets.astype(dtype)
 
 
+@on_automatic_axes
 def _absorb(moments: Moments, inputs: Array, targets: Array) -> Moments:
     count = moments.count + inputs.shape[0]
     share = inputs.shape[0] / count.astype(inputs.dtype)

@@ -152,6 +152,34 @@ PROGRAM = """
                     continue
             seen[case] = difference(name, got)
 
+    # Data that lie on the mesh by samples, alone and beside what does not, eagerly and jitted.
+    targets = X @ np.array([[1.0, -0.5], [0.3, 2.0]])
+    sharded = [jax.device_put(a, NamedSharding(where, PartitionSpec("runs"))) for a in (X, targets)]
+    signs = [aj.classification(x, np.ones(4, int), "exponential") for x in (X, sharded[0])]
+
+    def made(X, Y, signs):
+        moments = aj.accumulate([(X, Y), (X, targets)])
+        given = moments.input_moment, moments.cross_moment, moments.target_energy
+        problems = aj.regression(X, Y), aj.regression(X, targets)
+        return (
+            [aj.gradient(problem, start) for problem in problems],
+            (aj.inversion(X.T).minimizer, aj.from_moments(*given).minimizer),
+            aj.gradient(signs, small),
+        )
+
+    plain = made(X, targets, signs[0])
+    for name, call in {"eager": made, "jitted": jax.jit(made)}.items():
+        for is_set in (False, True):
+            with jax.set_mesh(where) if is_set else contextlib.nullcontext():
+                case = f"samples {name} {is_set}"
+                try:
+                    pairs = zip(jax.tree.leaves(call(*sharded, signs[1])), jax.tree.leaves(plain))
+                    seen[case] = max(float(np.abs(np.asarray(a) - b).max()) for a, b in pairs)
+                except Exception as error:
+                    seen[case] = f"{type(error).__name__}: {error}"[:300]
+    kept = aj.regression(*sharded).inputs.sharding.spec
+    seen["samples stay"] = 0.0 if kept == PartitionSpec("runs") else "gathered"
+
     # Inside `shard_map`, which checks by default what varies along which axis: all in one program.
     def optimized(optimizer):
         return lambda rate: aj.optimizer_descent(problem, start, optimizer(rate), steps=3).weights
@@ -189,7 +217,7 @@ def test_descents_and_the_flow_run_on_meshes_with_explicit_and_automatic_axes():
     )
     assert run.returncode == 0, run.stderr
     seen = json.loads(run.stdout.splitlines()[-1])
-    assert len(seen) == (4 + 2) * 9 + 2 + 5 * 2 + 1
+    assert len(seen) == (4 + 2) * 9 + 2 + 5 * 2 + 5 + 1
     wrong = {case: found for case, found in seen.items() if not (found == 0 or found < 1e-13)}
     assert not wrong
 

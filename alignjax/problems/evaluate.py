@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from alignjax._meshes import on_automatic_axes
 from alignjax._validation import as_weights
 from alignjax.linalg import chain_gradients, guarded, leaves_finite, matmul, split_products
 from alignjax.problems.kinds import Problem, SampleProblem
@@ -116,7 +117,13 @@ def risk_and_gradient(
     problem: Problem, weights: Any
 ) -> tuple[Float[Array, ""], tuple[Float[Array, "k_i k_j"], ...]]:
     """The risk and :func:`gradient`, sharing all products between layers."""
-    weights = check_weights(problem, weights)
+    return _risk_and_gradient(problem, check_weights(problem, weights))
+
+
+@on_automatic_axes
+def _risk_and_gradient(
+    problem: Problem, weights: tuple[Array, ...]
+) -> tuple[Array, tuple[Array, ...]]:
     core, inside = to_span(problem, weights)
     _, gradients = chain_gradients(inside, core._slopes)
     return core._risk(*split_products(inside)), lift_gradient(problem, gradients)

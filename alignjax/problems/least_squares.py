@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from alignjax._meshes import on_automatic_axes
 from alignjax._roundoff import above, relative_roundoff
 from alignjax._validation import as_real, is_concrete
 from alignjax.linalg import leaves_finite, matmul
@@ -125,6 +127,15 @@ def regression(X: Float[Array, "n k_0"], Y: Float[Array, "n k_d"]) -> MomentProb
     dtype = jnp.result_type(inputs, targets)
     inputs, targets = inputs.astype(dtype), targets.astype(dtype)
     _check_underflow(inputs, targets)
+    problem, span = _moments_of(inputs, targets)
+    basis, coordinates = (None, inputs) if span is None else span  # samples stay where they lie
+    problem = replace(problem, basis=basis, inputs=coordinates, targets=targets)
+    return _check_range(problem, "X and Y")
+
+
+@on_automatic_axes
+def _moments_of(inputs: Array, targets: Array) -> tuple[MomentProblem, tuple[Array, Array] | None]:
+    """What sums over samples, and where ``n < k_0`` the basis and coordinates in it."""
     inputs, basis = in_span(inputs)
     count = inputs.shape[0]
     input_moment = matmul(inputs.T, inputs) / count
@@ -138,11 +149,8 @@ def regression(X: Float[Array, "n k_0"], Y: Float[Array, "n k_d"]) -> MomentProb
         minimizer,
         0.5 * (errors**2).sum() / count,
         lax.stop_gradient(matmul(minimizer, input_moment) - cross_moment),
-        basis,
-        inputs,
-        targets,
     )
-    return _check_range(problem, "X and Y")
+    return problem, None if basis is None else (basis, inputs)
 
 
 def autoencoding(X: Float[Array, "n k_0"]) -> MomentProblem:
@@ -205,13 +213,19 @@ def from_moments(
         )
     dtype = jnp.result_type(moment, cross, energy)
     moment, cross, energy = moment.astype(dtype), cross.astype(dtype), energy.astype(dtype)
-    minimizer = _minimizer(moment, cross)
-    explained = lax.stop_gradient(jnp.vdot(minimizer, cross))
+    moment, cross, energy, minimizer, explained = _explained(moment, cross, energy)
     if all(is_concrete(a) for a in (moment, cross, energy)):
         _check_moments(moment, cross, energy, minimizer, explained)
     floor = 0.5 * jnp.maximum(lax.stop_gradient(energy) - explained, 0.0)
     slope = lax.stop_gradient(matmul(minimizer, moment) - cross)
     return MomentProblem(moment, cross, energy, minimizer, floor, slope)
+
+
+@on_automatic_axes
+def _explained(moment: Array, cross: Array, energy: Array) -> tuple[Array, ...]:
+    """The moments, the minimizer and the energy that it explains."""
+    minimizer = _minimizer(moment, cross)
+    return moment, cross, energy, minimizer, lax.stop_gradient(jnp.vdot(minimizer, cross))
 
 
 def refuse_indefinite(moment: Array) -> None:
