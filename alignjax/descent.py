@@ -204,9 +204,12 @@ def optimizer_descent(
     Any transformation runs but those of differential privacy, which need a gradient for each
     sample. It is given what its signature takes, all of the batch at hand: ``value`` and ``grad``,
     the risk as a function (``value_fn``, ``obj_fn``) and its gradient (``grad_fn``). The weights
-    keep their dtype, and so does the optimizer's state, whatever that of its rates; only
-    ``optax.apply_if_finite`` asks for rates in the dtype of the weights. Inside ``jax.shard_map``
-    ``optax.lbfgs`` needs ``check_vma=False``.
+    keep their dtype, and so does the optimizer's state, whatever that of its rates; only what runs
+    another on a condition (``optax.apply_if_finite``, ``optax.conditionally_transform``) asks for
+    rates in the dtype of the weights, and a backtracking line search with ``store_grad=True`` for
+    float64 weights once x64 is on. SAM, Sophia and lookahead are not recognized where a function
+    makes them inside ``optax.inject_hyperparams``. Inside ``jax.shard_map`` ``optax.lbfgs`` needs
+    ``check_vma=False``.
 
     Minibatches are drawn without replacement, in a new order each epoch; the ``n mod batch_size``
     samples left over at the end of an epoch are skipped. With minibatches, what is checked for

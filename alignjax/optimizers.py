@@ -159,8 +159,12 @@ def check_optimizer(optimizer: Any, weights: Weights) -> None:
                 warnings.warn(advice, stacklevel=3)
 
 
+def _is_transformation(item: Any) -> bool:
+    return hasattr(item, "init") and hasattr(item, "update")
+
+
 def _check_kind(optimizer: Any) -> None:
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+    if not _is_transformation(optimizer):
         raise TypeError(f"optimizer must be an optax transformation, got {describe(optimizer)}")
 
 
@@ -291,7 +295,7 @@ class _Part(NamedTuple):
 
 
 def _parts(optimizer: Any) -> Iterator[_Part]:
-    """All functions inside of an optimizer, through tuples, dictionaries and closures."""
+    """All functions inside of an optimizer, through tuples, dictionaries, closures and objects."""
     seen: set[int] = set()
     waiting: list[tuple[Any, bool]] = [(optimizer, False)]
     while waiting:
@@ -312,6 +316,8 @@ def _parts(optimizer: Any) -> Iterator[_Part]:
             yield _Part(item, name if module.startswith("optax.") else "", captured, turned)
             inside = (*captured.values(), getattr(item, "__wrapped__", None))
             turned |= module == __name__ and name.startswith("transposed.")
+        elif _is_transformation(item):  # an object with methods, as optax.MultiSteps
+            inside = (item.init, item.update, *getattr(item, "__dict__", {}).values())
         waiting.extend((part, turned) for part in inside)
 
 

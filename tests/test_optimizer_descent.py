@@ -361,7 +361,10 @@ def sophia():
     return optax.contrib.sophia(0.05, update_interval=2)
 
 
-@pytest.mark.parametrize("make", [sam, lambda: optax.chain(optax.clip(1.0), sam()), sophia])
+WITH_SAM = [sam, lambda: optax.chain(optax.clip(1.0), sam()), lambda: optax.MultiSteps(sam(), 2)]
+
+
+@pytest.mark.parametrize("make", [*WITH_SAM, sophia])
 def test_sam_and_sophia_get_their_own_arguments(make):
     X, Y = data()
     optimizer = make()
@@ -435,12 +438,17 @@ READS_IN_OUT = {
     "muon": lambda: optax.contrib.muon(0.1),
     "muon in a chain": lambda: optax.chain(optax.clip(1.0), optax.contrib.muon(0.1)),
     "muon injected": lambda: injected(optax.contrib.muon),
+    "muon in an object": lambda: optax.MultiSteps(optax.contrib.muon(0.1), 2),
     "unit-wise clipping": lambda: optax.adaptive_grad_clip(0.1),
 }
 READS_OUT_IN = {
     "muon": lambda: aj.optimizers.muon(0.1),
     "muon in a chain": lambda: optax.chain(optax.clip(1.0), aj.optimizers.muon(0.1)),
     "muon injected": lambda: aj.optimizers.transposed(injected(optax.contrib.muon)),
+    "muon in an object": lambda: optax.MultiSteps(aj.optimizers.muon(0.1), 2),
+    "an object with muon": lambda: aj.optimizers.transposed(
+        optax.MultiSteps(optax.contrib.muon(0.1), 2)
+    ),
     "unit-wise clipping": lambda: aj.optimizers.transposed(optax.adaptive_grad_clip(0.1)),
     "adam": lambda: optax.adam(0.1),
 }
@@ -485,6 +493,8 @@ def test_the_door_warns_and_refuses_before_anything_is_traced():
     private = optax.contrib.dpsgd(0.1, 1.0, 0.1, 0)
     with pytest.raises(ValueError, match="optimizer must take the gradient of a risk"):
         aj.optimizer_descent(problem, network(), private, steps=1, observe=traces.append)
+    with pytest.raises(ValueError, match="optimizer must take the gradient of a risk"):
+        aj.optimizer_descent(problem, network(), optax.MultiSteps(private, 2), steps=1)
     assert not traces
     with pytest.warns(UserWarning, match=r"alignjax\.optimizers\.muon"):
         aj.optimizer_descent(problem, network(), optax.contrib.muon(0.1), steps=0)
