@@ -429,6 +429,20 @@ def test_the_weak_condition_sees_a_violation_in_one_small_member_of_many():
     assert weak_condition(in_random_bases(rng, inputs, cross)).verdict == "no"
 
 
+def test_the_weak_condition_cannot_tell_where_roundoff_is_much_of_the_cross_moment():
+    generic = np.random.default_rng(7).normal(size=(3, 3))
+    generic /= np.linalg.norm(generic)
+
+    def verdict(size, inputs=(3.0, 2.0, 1.0), outputs=3):
+        # Roundoff is judged to be near 5e-15 at inputs and targets of these sizes.
+        problem = aj.from_moments(np.diag(inputs), size * generic[:outputs], 1.0)
+        return weak_condition(problem).verdict
+
+    sizes = (1e-2, 1e-10, 2e-14, 1e-16)
+    assert [verdict(size) for size in sizes] == ["no", "no", "cannot tell", "yes"]
+    assert verdict(2e-14, inputs=(1.0, 1.0, 1.0)) == verdict(4e-14, outputs=1) == "yes"
+
+
 def test_the_weak_condition_cannot_tell_where_it_hangs_on_the_smallest_gaps():
     rng = np.random.default_rng(20)
     step, cross = rng.standard_normal((4, 4)), rng.standard_normal((3, 4))
