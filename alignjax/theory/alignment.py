@@ -236,6 +236,10 @@ def safe_learning_rate(spectra: Spectra, singular_values: Float[Array, "d r"]) -
         spectra: a :class:`Certificate` or :class:`Reduced`.
         singular_values: of the start, shape ``(d, r)``.
 
+    Returns:
+        The rate, at least 0. 0 where no rate does: a mode has a target but no input, or a
+        bottleneck drops one of more gain than one that it keeps. Infinite where nothing moves.
+
     Raises:
         TypeError: for spectra of a sensing problem.
         ValueError: for another shape; if roundoff hides whether layers tie, so that the minimum
